@@ -129,12 +129,17 @@ def overlap_notes(documents: HeldOutDocuments, casks: Sequence[Cask], student: P
             "text alone"
         )
     history: dict[str, Any] = (
-        {"documents": 0, "unread": []} if student is None else trained_on(student, documents.casks)
+        {"documents": 0, "unread": [], "chosen_by": 0} if student is None else trained_on(student, documents.casks)
     )
     if history["documents"]:
         notes.append(
             f"earlier runs trained the student on {history['documents']:,} documents of {held_out}: its figures are "
             "not those of held-out text"
+        )
+    if history["chosen_by"]:
+        notes.append(
+            f"the student comes of a choice among checkpoints by {history['chosen_by']:,} documents of {held_out} "
+            "(--load-best): on other text its figures are a little worse"
         )
     if history["unread"]:
         notes.append(
@@ -160,7 +165,7 @@ def warnings_of(seen: dict[str, dict[str, Any]], documents: int) -> list[str]:
             )
         if history["chosen_by"]:
             lines.append(
-                f"{label} was chosen among its run's checkpoints by {history['chosen_by']:,} of the {documents:,} "
+                f"{label} comes of a choice among checkpoints by {history['chosen_by']:,} of the {documents:,} "
                 "documents of this report (--load-best): on other text its figures are a little worse"
             )
         if history["unread"]:

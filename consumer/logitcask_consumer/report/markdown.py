@@ -197,12 +197,13 @@ def _kinds_line(document: dict[str, Any]) -> str:
     """What brackets and the words behind titles mean, and what a coarse codec adds."""
     few = ", too narrow with so few" if document["cask"]["documents_with_positions"] < _FEW_DOCUMENTS else ""
     said = (
-        f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents{few} (standard errors: "
-        "report.json). *unbiased*: an estimate from the tail draws, right on average; *bound*: the true value is on "
-        "one side of it; *lies between*: ends that enclose it, with their intervals; the rest is exact. The *head* of "
-        "a position is the tokens that its record names with their probabilities: those the teacher finds likeliest. "
-        "The *tail* is all others. *KL of head and tail bucket* counts the tail as one token, never above the KL; "
-        "*tail mass error* is the probability that a student gives the tail, less what the teacher gives it."
+        f"Brackets: {document['confidence_level']:.0%} interval, bootstrap over documents{few}, of shares of texts "
+        "and answers score intervals (standard errors: report.json). *unbiased*: an estimate from the tail draws, "
+        "right on average; *bound*: the true value is on one side of it; *lies between*: ends that enclose it, with "
+        "their intervals; the rest is exact. The *head* of a position is the tokens that its record names with their "
+        "probabilities: those the teacher finds likeliest. The *tail* is all others. *KL of head and tail bucket* "
+        "counts the tail as one token, never above the KL; *tail mass error* is the probability that a student gives "
+        "the tail, less what the teacher gives it."
     )
     codec = document["cask"]["capture"]["logprob_codec"]
     if codec not in _COARSE_CODECS:

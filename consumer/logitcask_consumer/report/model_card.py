@@ -211,7 +211,7 @@ def _cautions(label: str, document: dict[str, Any]) -> list[str]:
         )
     if history["chosen_by"]:
         lines.append(
-            f"> **Note**: the student was chosen among its run's checkpoints by {history['chosen_by']:,} of these "
+            f"> **Note**: the student comes of a choice among checkpoints by {history['chosen_by']:,} of these "
             f"{documents:,} documents; on other text its figures are a little worse."
         )
     if history["unread"]:

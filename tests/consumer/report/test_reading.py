@@ -186,13 +186,11 @@ def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
     documents = document["cask"]["documents"]
     assert [model["trained_on"]["chosen_by"] for model in document["models"]] == [documents, 0, 0]
     (warning,) = document["warnings"]
-    assert warning.startswith(
-        f"chosen was chosen among its run's checkpoints by {documents} of the {documents} documents"
-    )
+    assert warning.startswith(f"chosen comes of a choice among checkpoints by {documents} of the {documents} documents")
     assert "that no training run of these models saw" not in (tmp_path / "out" / "report.md").read_text()
-    said = f"chosen among its run's checkpoints by {documents} of these {documents} documents"
+    said = f"comes of a choice among checkpoints by {documents} of these {documents} documents"
     assert said in (tmp_path / "chosen" / "README.md").read_text()
-    assert "chosen among" not in (tmp_path / "last" / "README.md").read_text()
+    assert "choice among" not in (tmp_path / "last" / "README.md").read_text()
     other = make_report(ReportConfig(casks=(place / "measured",), models=models[:1], output=tmp_path / "other"))
     shared_texts = set(map(bytes, Cask.open(place / "held").document_ids()))
     expected = sum(bytes(row) in shared_texts for row in Cask.open(place / "measured").document_ids())
@@ -200,6 +198,10 @@ def test_documents_that_a_student_was_chosen_by_are_named(place, tmp_path):
     held = [Cask.open(place / "held")]
     further = {**shared, "student": str(tmp_path / "chosen"), "eval_casks": (), "eval_every": None}
     train(TrainConfig(**further, output=tmp_path / "further"))
+    measured = {**shared, "student": str(tmp_path / "chosen"), "output": tmp_path / "measured"}
+    notes = list[str]()
+    train(TrainConfig(**measured), say=notes.append)
+    assert any("the student comes of a choice among checkpoints by" in note for note in notes)
     made = tmp_path / "made"
     made.mkdir()
     write_origin(made, tmp_path / "further")
