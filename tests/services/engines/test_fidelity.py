@@ -293,7 +293,7 @@ def test_records_without_draws_have_no_target_row(teacher):
     assert report.row("noise").nats is None
     assert report.row("truncation").details["k"] == 12
     assert report.row("cask").nats.value < 1e-4
-    assert "| top-12 scaled to one |" in report.as_markdown()
+    assert "`truncation`: top-12 scaled to one |" in report.as_markdown()
 
 
 def test_recorded_positions_alone_are_looked_at(teacher, dense):

@@ -59,7 +59,7 @@ def sample(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})  # so that no row is broken
 
 
 @pytest.fixture

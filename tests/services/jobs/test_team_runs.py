@@ -138,7 +138,7 @@ def crash_before_commits(monkeypatch, cask, shards):
     commit = ChunkStore.commit_chunk
 
     def crash(*arguments):
-        wait_for(lambda: len(list((cask / "shards").glob("*.json"))) >= shards)
+        wait_for(lambda: len(Cask.open(cask).entries) >= shards)
         raise RuntimeError("crashed, as scripted")
 
     monkeypatch.setattr(ChunkStore, "commit_chunk", crash)
