@@ -24,6 +24,14 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return argname if isinstance(val, bytes | bytearray) else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A real engine may take minutes to start where all other tests run beside it."""
+    for item in items:
+        is_of_engines = any(item.nodeid.startswith(files) for files in ENGINES.values())
+        if is_of_engines and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(ENGINE_SECONDS))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file's tests share a process, and with it what they set up; so do tests of real engines that share an engine.
@@ -52,3 +60,5 @@ ENGINES = {
     "one engine": ("tests/conformance/engines/",),
 }
 """Files that start real engines, by the process that they share; each is of the first that it fits."""
+ENGINE_SECONDS = 1200
+"""A test of them may take."""
