@@ -226,9 +226,9 @@ def share_weights(folder: Path) -> None:
     lack nothing are left alone: file systems without permissions give all files the same, and refuse a change.
     """
     for path in folder.rglob("*.safetensors"):
-        mode, wanted = path.stat().st_mode, path.parent.stat().st_mode & 0o666
-        if wanted & ~mode:
-            path.chmod((mode | wanted) & 0o777)
+        permissions, of_others = path.stat().st_mode, path.parent.stat().st_mode & 0o666
+        if of_others & ~permissions:
+            path.chmod((permissions | of_others) & 0o777)
 
 
 def sync(path: Path) -> None:

@@ -27,7 +27,7 @@ from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.head import LMHead, check_head
 from logitcask_consumer.losses import LossMismatchError
 from logitcask_consumer.methods.method import BatchValue
-from logitcask_consumer.methods.token_requirements import require_records
+from logitcask_consumer.methods.tokens import require_records
 from logitcask_consumer.processes import processes
 from logitcask_consumer.student.forward import StateTask, check_packing
 from logitcask_consumer.student.loading import load_tokenizer

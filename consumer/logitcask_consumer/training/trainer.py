@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from logitcask_consumer.data import EMPTY, MixedDataset, Phase, PhaseSampler, SequenceDataset, StepSampler
 from logitcask_consumer.methods import BatchLoss, Evaluator, Method, MixtureMethod, TokenMethod
-from logitcask_consumer.methods.token_requirements import require_tokenizer
+from logitcask_consumer.methods.tokens import require_tokenizer
 from logitcask_consumer.student.forward import attach
 from logitcask_consumer.student.sharding import gather_nothing, shard_student
 from logitcask_consumer.training.arguments import DistillConfig

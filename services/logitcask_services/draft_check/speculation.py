@@ -89,7 +89,7 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
     if (package := folder.missing_package) is not None:
         raise ModelError(
             f"--draft {draft} holds weights of {package}, which vLLM reads where {package} is installed: install it "
-            "beside vLLM, or save the student without --save-quantized"
+            "beside vLLM, or take the student without its quantisation (train it without --save-quantized)"
         )
     if folder.tokenizer_fingerprint != teacher.tokenizer_fingerprint:
         raise IdentityMismatchError(

@@ -24,8 +24,8 @@ from logitcask_services.engines.weight_files import (
 )
 
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
-_PACKAGES: Final = {"torchao": "torchao", "bitsandbytes": "bitsandbytes"}
-"""Quantisation methods whose weights transformers and vLLM read by a package that neither brings along."""
+_PACKAGES: Final = frozenset({"torchao", "bitsandbytes"})
+"""Quantisation methods that are packages: transformers and vLLM read such weights by them, and bring neither along."""
 _GGUF_SUFFIX: Final = ".gguf"
 NO_GGUF: Final = (
     "weights are safetensors, which the identity covers. Convert the file (transformers: from_pretrained with "
@@ -99,8 +99,8 @@ class ModelFolder:
     @property
     def missing_package(self) -> str | None:
         """The package that the weights cannot be read without and that is not installed here; None where all is."""
-        package = _PACKAGES.get(self.quantization or "")
-        return package if package is not None and find_spec(package) is None else None
+        method = self.quantization
+        return method if method is not None and method in _PACKAGES and find_spec(method) is None else None
 
     @cached_property
     def weights_digest(self) -> str:
