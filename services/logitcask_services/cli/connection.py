@@ -4,7 +4,7 @@ import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBar
 
+from logitcask_schemas.api.exchange import ServiceError
 from logitcask_schemas.api.generation import Generation
 from logitcask_schemas.api.objects import Event, Extraction, Failure, Progress
 from logitcask_schemas.terminal import EXIT_INTERRUPTED, EXIT_PROBLEMS, counted, printable
 from logitcask_services.corpora.line_problems import sentence_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from logitcask_schemas.api.client import ServiceClient
 
+T = TypeVar("T")
 SHOWN_FAILURES = 20
 LINE_SECONDS = 30.0
 """Between lines about a job's progress, where there is no terminal for a bar."""
@@ -58,6 +60,21 @@ def connect(server: str | None, key_file: Path | None) -> "Iterator[ServiceClien
         raise typer.BadParameter(printable(str(error)), param_hint=hint) from error
     with client:
         yield client
+
+
+def when_loaded(call: "Callable[[], T]", console: Console) -> T:
+    """What a call gives that needs to know the teacher; while that loads for the first time, it is made again."""
+    is_told = False
+    while True:
+        try:
+            return call()
+        except ServiceError as error:
+            if error.code != "teacher_loading":
+                raise
+            if not is_told:
+                say(console, "the teacher is loading; waiting until more is known of it (Ctrl-C ends this)")
+                is_told = True
+            time.sleep(error.retry_after_seconds)
 
 
 def as_json_text(answer: BaseModel) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from logitcask_schemas.api.objects import Preview, PreviewDocument
 from logitcask_schemas.terminal import bytes_text, counted, printable
-from logitcask_services.cli.connection import duration
+from logitcask_services.cli.connection import duration, when_loaded
 from logitcask_services.cli.corpus_file import LocalCorpus
 from logitcask_services.cli.pilot import draw_lines, pilot_json, show_pilot
 from logitcask_services.corpora.line_problems import sentence_of
@@ -84,7 +84,7 @@ def dry_run(
     preview = (
         _with_folder(source, sample, request, documents)
         if isinstance(source, Path)
-        else source.preview(sample, request, documents=documents)
+        else when_loaded(lambda: source.preview(sample, request, documents=documents), Console(stderr=True))
     )
     share = len(sample) / local.bytes if local.bytes else 1.0
     estimate = _estimate(preview, share, price_per_hour)

@@ -22,6 +22,7 @@ from logitcask_services.cli.connection import (
     follow,
     say,
     summarise,
+    when_loaded,
 )
 from logitcask_services.cli.corpus_file import LocalCorpus, file_corpus, local_corpus
 from logitcask_services.cli.generation_request import extraction_of, parameters_of, steps_of
@@ -193,7 +194,9 @@ def _dry_run(local: LocalCorpus, plan: dict[str, Any], client: "ServiceClient", 
     if not sample:
         raise typer.BadParameter(f"the first line is longer than {SAMPLE_BYTES:,} bytes", param_hint="CORPUS")
     share = len(sample) / local.bytes
-    preview = client.generations.preview(sample, plan, prompts=prompts, whole=share == 1)
+    preview = when_loaded(
+        lambda: client.generations.preview(sample, plan, prompts=prompts, whole=share == 1), Console(stderr=True)
+    )
     earlier = next(iter(client.generations.list(status="completed", limit=1)), None)
     rate = earlier.throughput_tps if earlier is not None else None
     if as_json:

@@ -1,6 +1,8 @@
 """`logitcask submit --dry-run`: documents with their answers, every count, what to expect; nothing is kept."""
 
 import json
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,11 +10,12 @@ from logitcask_schemas.api.objects import Preview
 from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.cli.main import main
 from logitcask_schemas.record.capture_spec import CaptureSpec
+from logitcask_services.cli import connection
 from logitcask_services.cli.dry_run import _estimate
 from logitcask_services.corpora.prepare import DocumentLimits
 from logitcask_services.corpora.preview import preview
 from logitcask_services.pilot.expected_bytes import expected_bytes
-from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer, identity
+from tests.support.services.fake_teacher import VOCAB_SIZE, FakeTokenizer, fake_teacher, identity
 from tests.support.services.service_harness import jsonl, wait_for
 
 CHAT = {"messages": [{"role": "user", "content": "hi\x1b[31m"}, {"role": "assistant", "content": "fine\nday"}]}
@@ -38,8 +41,8 @@ def run(capsys, monkeypatch, tmp_path):
 
 def test_a_person_sees_documents_counts_and_what_to_expect(serve, run):
     server = serve()
-    code, out, _ = run(server, "--documents", "2")
-    assert code == 0
+    code, out, err = run(server, "--documents", "2")
+    assert code == 0, err
     assert "line 1: 32 tokens, 8 of answers" in out
     assert "<user>hi\\x1b[31m<assistant>fine⏎\nday" in out
     assert "line 5: 2 tokens, the line does not tell what is an answer, padding_removed" in out
@@ -53,6 +56,27 @@ def test_a_person_sees_documents_counts_and_what_to_expect(serve, run):
     assert server.client.get("/v1/extractions").json()["data"] == []
     assert server.client.get("/v1/corpora").json()["data"] == []
     assert list(server.service.folders.extractions.iterdir()) == []
+
+
+def test_it_waits_for_a_teacher_that_loads(serve, run, monkeypatch):
+    loaded, pauses = threading.Event(), []
+
+    def load():
+        assert loaded.wait(30)
+        return fake_teacher()
+
+    def pause(seconds):
+        """Stands for one of the waits between two questions."""
+        pauses.append(seconds)
+        loaded.set()
+        wait_for(lambda: server.service.facts_of(None) is not None)
+
+    server = serve(load)
+    monkeypatch.setattr(connection, "time", SimpleNamespace(sleep=pause))
+    code, out, err = run(server, "--documents", "2")
+    assert (code, pauses) == (0, [5.0]), err
+    assert err.count("the teacher is loading; waiting until more is known of it") == 1
+    assert "line 1: 32 tokens, 8 of answers" in out
 
 
 def test_unusual_documents_are_shown_before_further_usual_ones(serve, run):

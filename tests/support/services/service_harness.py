@@ -115,8 +115,11 @@ def servers(make_settings: Callable[..., ServiceSettings]) -> Iterator[StartServ
             load_hinted,
         )
         server = RunningServer(service, settings.get("api_key"), limits)
-        server.start()
         started.append(server)
+        server.start()
+        if load is None and roster is None:
+            # Answers that need to know the teacher are "it is loading" until then.
+            wait_for(lambda: service.facts_of(None) is not None)
         return server
 
     yield start
