@@ -3,8 +3,11 @@
 The teacher is SmolLM2-135M; every student has about half of the parameters of its layers (53 of 106 million), and all
 of its embeddings. Arms see the same documents in the same order, with the same steps and learning rates:
 
-* `depth`: 15 of 30 layers, whole;
-* `both`: 20 layers of 6 heads and 1,194 MLP channels;
+* `depth`: 15 of 30 layers, whole, evenly spread;
+* `depth by importance`: the 15 that cost most where each is left out alone;
+* `depth by change`: the 15 behind which the cosine with what they are given is least (ShortGPT, arXiv 2403.03853);
+* `both`: 20 layers of 6 heads and 1,194 MLP channels, evenly spread;
+* `both by importance`: the 20 of these narrow layers that cost most;
 * `width`: 30 layers of 6 heads and 682 MLP channels;
 * `mlp`: 30 layers of all 9 heads and 512 MLP channels;
 * `width at random`: as `width`, its heads and channels drawn. The control.
@@ -18,6 +21,7 @@ within a seed.
 Shape legend: N layers, H heads, I channels of an MLP, D hidden channels.
 """
 
+import itertools
 import shutil
 import sys
 import tempfile
@@ -35,10 +39,12 @@ from cask_bytes import captured
 from logitcask_consumer.run_document import INITIAL_NAME, checkpoints_in
 from logitcask_consumer.student.importance import Importance
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
+from logitcask_consumer.student.layer_importance import most_important
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.student.narrow import narrowed
 from logitcask_consumer.training.run import train
-from logitcask_schemas.cask import CaskWriter
+from logitcask_consumer.training.starting_student import cask_texts
+from logitcask_schemas.cask import Cask, CaskWriter
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 from report import Report
@@ -47,13 +53,17 @@ from training_table import evaluate
 
 ARMS: Final = {
     "depth": "layers=15",
+    "depth by importance": "layers=15,by=importance",
+    "depth by change": "layers=",
     "both": "layers=20,heads=6,mlp=1194",
+    "both by importance": "layers=20,by=importance,heads=6,mlp=1194",
     "width": "heads=6,mlp=682",
     "mlp": "mlp=512",
     "width at random": None,
 }
-"""What is kept of the teacher; None: `RANDOM`, drawn."""
+"""What is kept of the teacher; None: `RANDOM`, drawn; `layers=`: `CHANGING`, by how much they change."""
 RANDOM: Final = Widths(heads=6, mlp=682)
+CHANGING: Final = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +109,28 @@ def drawn_student(teacher: Path, folder: Path, seed: int) -> str:
     return str(folder)
 
 
+@torch.no_grad()
+def changing_layers(teacher: Path, cask: Path, tokens: int) -> str:
+    """Numbers of the layers that change most what they are given, by its cosine with what they yield."""
+    model = load_model(teacher).eval()
+    count = model.config.num_hidden_layers
+    texts = cask_texts([Cask.open(cask)], tokens // count, longest=LENGTH)
+    changes_N = torch.zeros(count, dtype=torch.float64)
+    for text in texts:
+        states = model(input_ids=torch.from_numpy(text.astype("int64"))[None], output_hidden_states=True).hidden_states
+        for number, (before, behind) in enumerate(itertools.pairwise(states)):
+            changes_N[number] += (1 - torch.cosine_similarity(before[0], behind[0], dim=-1)).sum()
+    return ",".join(map(str, most_important(changes_N, CHANGING)))
+
+
 def curve(
     setting: Setting, cask: Path, arm: str, seed: int, held: teacher_rows.TeacherRows
 ) -> Iterator[dict[str, Any]]:
     """Figures of a student before training, and after every so many steps."""
     kept = ARMS[arm]
     with tempfile.TemporaryDirectory() as folder:
+        if kept == "layers=":
+            kept += changing_layers(setting.teacher, cask, setting.tokens)
         drawn = Path(folder) / "drawn"
         output = Path(folder) / "student"
         config = setting.training(
@@ -132,7 +158,7 @@ def curve(
 
 def described(setting: Setting, kept: str) -> str:
     """The student as `logitcask train` takes it."""
-    chosen = f",tokens={setting.tokens}" if "heads" in kept or "mlp" in kept else ""
+    chosen = f",tokens={setting.tokens}" if any(name in kept for name in ("heads", "mlp", "by=")) else ""
     return f"from-teacher:{kept}{chosen}"
 
 
@@ -176,7 +202,7 @@ def main() -> None:
     """Train every arm with every seed, then make the table."""
     parser = table_parser(__doc__, documents=320, held_out=40, steps=80, batch=8, lr=5e-4, name="width_depth")
     parser.add_argument("--every", type=int, default=20, help="steps between two points of the curve")
-    parser.add_argument("--tokens", type=int, default=32_768, help="of text by which heads and channels are chosen")
+    parser.add_argument("--tokens", type=int, default=32_768, help="of text by which parts are chosen")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options = table_options(parser, every=1, tokens=512)
     setting = Setting(**shared(options, "every", "tokens"))

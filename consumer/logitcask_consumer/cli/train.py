@@ -49,8 +49,8 @@ def train(
         str,
         typer.Option(
             "--student",
-            help="from-teacher:layers=10 (or layer numbers; heads=, mlp= and hidden= too, after a comma each), a model "
-            "folder or Hub id, or a config.json; docs/students.md.",
+            help="from-teacher:layers=10 (or layer numbers; by=importance, heads=, mlp= and hidden= too, after a comma "
+            "each), a model folder or Hub id, or a config.json; docs/students.md.",
             show_default=False,
             parser=nonempty_text,
             metavar="TEXT",

@@ -1,13 +1,14 @@
 """Students that are made of the teacher's own weights: some of its layers, of its heads, of the channels of each layer.
 
 Written as `from-teacher:` and what is kept, joined by commas; see `TeacherParts`. Widths go first, on the whole
-teacher: what is important in a layer is measured where the layer stands. Layers are taken from what is left.
+teacher: what is important in a layer is measured where the layer stands. Layers are chosen, and taken, from what is
+left.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from logitcask_consumer.head import base_model
 from logitcask_consumer.student.importance import measured
 from logitcask_consumer.student.kept_layers import KeptLayers, layer_fields
 from logitcask_consumer.student.kept_units import KeptUnits, Widths, require_known
+from logitcask_consumer.student.layer_importance import layer_importance, most_important
 from logitcask_consumer.student.layer_proof import (
     FAILURES,
     LayersDifferError,
@@ -30,9 +32,11 @@ from logitcask_schemas.errors import ModelError
 
 FROM_TEACHER: Final = "from-teacher:"
 TEXT_TOKENS: Final = 32_768
-"""Tokens of text by which heads and channels are chosen."""
+"""Tokens of text by which layers, heads and channels are chosen."""
 _WIDTHS: Final = ("heads", "mlp", "hidden")
 
+LayerChoice = Literal["spacing", "importance"]
+"""How a number of layers is chosen: evenly spread, or those that cost most where each is left out alone."""
 Texts = Callable[[int], Sequence[NDArray[Any]]]
 """Gives documents of about so many tokens in all: token ids, each [L]."""
 
@@ -46,6 +50,7 @@ class TeacherParts:
     """What a student keeps of its teacher; None: all of it.
 
     from-teacher:layers=10                     10 layers, evenly spread, the first and the last among them
+    from-teacher:layers=10,by=importance       the 10 layers that cost most where each is left out
     from-teacher:layers=0,4,9                  exactly these layers
     from-teacher:heads=6,mlp=1024              6 attention heads and 1,024 channels of the MLP in each layer
     from-teacher:layers=20,hidden=384,tokens=65536   20 layers, 384 hidden channels, chosen by 65,536 tokens
@@ -53,9 +58,11 @@ class TeacherParts:
 
     layers: tuple[int, ...] | int | None = None
     """Their numbers, or how many."""
+    by: LayerChoice = "spacing"
+    """Which, where only their number is said."""
     widths: Widths = field(default_factory=Widths)
     tokens: int = TEXT_TOKENS
-    """Of text, by which heads and channels are chosen."""
+    """Of text, by which layers, heads and channels are chosen."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -66,61 +73,97 @@ class TeacherParts:
         """
         items = _items(text)
         layers = _parse_layers(",".join(items["layers"])) if "layers" in items else None
-        numbers = {name: _count(name, values[0]) for name, values in items.items() if name != "layers"}
+        by = _parse_choice(items["by"][0]) if "by" in items else "spacing"
+        numbers = {name: _count(name, values[0]) for name, values in items.items() if name not in ("layers", "by")}
         widths = Widths(**{name: numbers[name] for name in _WIDTHS if name in numbers})
-        if "tokens" in numbers and widths == Widths():
+        if "by" in items and not isinstance(layers, int):
             raise StudentSpecError(
-                f"{FROM_TEACHER}{text}: tokens says how much text chooses heads and channels, and none are chosen; "
-                f"name {', '.join(_WIDTHS)} too, or leave it out"
+                f"{FROM_TEACHER}{text}: by says how a number of layers is chosen, and none is given; write it as in "
+                f"{FROM_TEACHER}layers=20,by={by}, or leave by out"
             )
-        return cls(layers=layers, widths=widths, tokens=numbers.get("tokens", TEXT_TOKENS))
+        parts = cls(layers=layers, by=by, widths=widths, tokens=numbers.get("tokens", TEXT_TOKENS))
+        if "tokens" in numbers and not parts.needs_text:
+            raise StudentSpecError(
+                f"{FROM_TEACHER}{text}: tokens says how much text chooses layers, heads and channels, and none are "
+                f"chosen by text; name {', '.join(_WIDTHS)} or by=importance too, or leave it out"
+            )
+        return parts
 
     @property
     def needs_text(self) -> bool:
-        """Whether heads or channels are to be chosen."""
-        return self.widths != Widths()
+        """Whether layers, heads or channels are chosen by text."""
+        return self.by == "importance" or self.widths != Widths()
 
-    def student(self, teacher: Any, folder: Path, texts: Texts | None) -> Any:
+    def student(
+        self, teacher: Any, folder: Path, texts: Texts | None, say: Callable[[str], None] = lambda message: None
+    ) -> Any:
         """The student.
 
         Args:
             teacher: a causal LM; its weights are changed.
             folder: its own, for messages.
-            texts: gives the text that heads and channels are chosen by.
+            texts: gives the text that layers, heads and channels are chosen by.
+            say: is told which layers were chosen by text.
 
         Raises:
             StudentSpecError: there are no such parts, they cannot be taken out of this model, or the text is missing.
         """
-        student = teacher
-        if self.needs_text:
+
+        def read(tokens: int) -> Sequence[NDArray[Any]]:
             if texts is None:
                 raise StudentSpecError(
-                    f"{', '.join(_WIDTHS)} are chosen by the text of a cask, and there is none here: make the student "
-                    "with `logitcask train`, and name its folder OUTPUT/initial as the student"
+                    f"layers by importance, {', '.join(_WIDTHS)} are chosen by the text of a cask, and there is none "
+                    "here: make the student with `logitcask train`, and name its folder OUTPUT/initial as the student"
                 )
-            student = self._narrowed(teacher, folder, texts)
-        if self.layers is not None:
-            student = _shallower(student, folder, self.layers)
-        student.generation_config = teacher.generation_config
-        return student
+            return texts(tokens)
 
-    def _narrowed(self, teacher: Any, folder: Path, texts: Texts) -> Any:
-        """The teacher with the most important heads and channels only."""
+        student = teacher
         try:
-            prefix = _layer_prefix(teacher, teacher.config.get_text_config().num_hidden_layers)
-            shape = require_known(teacher, prefix)
-            self.widths.require(shape)
-            importance = measured(teacher, prefix, shape, texts(self.tokens))
-            return narrowed(teacher, prefix, shape, KeptUnits.of(importance, self.widths, shape), importance.shares)
+            self._require_layers(teacher)  # before it reads for minutes
+            if self.widths != Widths():
+                student = self._narrowed(teacher, read)
+            if self.layers is not None:
+                student = _shallower(student, folder, self._numbers(student, read, say))
         except StudentSpecError:
             raise
         except ModelError as error:
             raise StudentSpecError(f"{folder}: {error}") from error
+        student.generation_config = teacher.generation_config
+        return student
+
+    def _narrowed(self, teacher: Any, read: Texts) -> Any:
+        """The teacher with the most important heads and channels only."""
+        prefix = _layer_prefix(teacher, teacher.config.get_text_config().num_hidden_layers)
+        shape = require_known(teacher, prefix)
+        self.widths.require(shape)
+        importance = measured(teacher, prefix, shape, read(self.tokens))
+        return narrowed(teacher, prefix, shape, KeptUnits.of(importance, self.widths, shape), importance.shares)
+
+    def _require_layers(self, model: Any) -> None:
+        """Raise StudentSpecError where a model has fewer layers than are to be kept."""
+        if isinstance(self.layers, int):
+            spread_layers(model.config.get_text_config().num_hidden_layers, self.layers)
+
+    def _numbers(self, model: Any, read: Texts, say: Callable[[str], None]) -> tuple[int, ...]:
+        """Of the layers that are kept."""
+        total = model.config.get_text_config().num_hidden_layers
+        if not isinstance(self.layers, int):
+            assert self.layers is not None
+            return self.layers
+        if self.by == "spacing":
+            return spread_layers(total, self.layers)
+        prefix = _layer_prefix(model, total)
+        # It is read once with each layer left out, so that this takes as long as choosing heads does.
+        text = read(max(self.tokens // total, 1))
+        say(f"each of its {total} layers is left out of it in turn")
+        numbers = most_important(layer_importance(model, prefix, text), self.layers)
+        say(f"of {total} layers these are kept: {', '.join(map(str, numbers))}")
+        return numbers
 
 
 def _items(text: str) -> dict[str, list[str]]:
     """Names with what was written behind each; a list goes on until the next name."""
-    names, items = ("layers", *_WIDTHS, "tokens"), dict[str, list[str]]()
+    names, items = ("layers", "by", *_WIDTHS, "tokens"), dict[str, list[str]]()
     last = ""
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.partition("="))
@@ -142,6 +185,14 @@ def _count(name: str, value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise StudentSpecError(f"{name}={value!r} is not a number of at least 1")
     return int(value)
+
+
+def _parse_choice(text: str) -> LayerChoice:
+    choices: tuple[LayerChoice, ...] = get_args(LayerChoice)
+    for choice in choices:
+        if text == choice:
+            return choice
+    raise StudentSpecError(f"by={text!r} is neither of {' and '.join(choices)}")
 
 
 def _parse_layers(text: str) -> tuple[int, ...] | int:
@@ -167,10 +218,9 @@ def spread_layers(total: int, count: int) -> tuple[int, ...]:
     return tuple(round(i * (total - 1) / (count - 1)) for i in range(count))
 
 
-def _shallower(teacher: Any, folder: Path, layers: tuple[int, ...] | int) -> Any:
+def _shallower(teacher: Any, folder: Path, numbers: tuple[int, ...]) -> Any:
     """A model of some of the layers, with their weights."""
     total = teacher.config.get_text_config().num_hidden_layers
-    numbers = spread_layers(total, layers) if isinstance(layers, int) else layers
     if numbers[-1] >= total:
         raise StudentSpecError(
             f"layer {numbers[-1]} was asked for; the teacher in {folder} has layers 0 to {total - 1}"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from logitcask_consumer.head import base_model
+from logitcask_consumer.student.text_pass import ids_of, reading, text_tokens
 from logitcask_schemas.errors import ModelError
 
 
@@ -71,7 +72,6 @@ class Importance:
     mean over tokens, [D]."""
 
 
-@torch.no_grad()
 def measured(model: Any, prefix: str, shape: ModelShape, texts: Sequence[NDArray[Any]]) -> Importance:
     """Run a model over documents, each alone, and note what its parts do.
 
@@ -84,9 +84,7 @@ def measured(model: Any, prefix: str, shape: ModelShape, texts: Sequence[NDArray
     Raises:
         ModelError: there is no text.
     """
-    tokens = sum(len(text) for text in texts)
-    if not tokens:
-        raise ModelError("heads and channels are chosen by text, and there is none")
+    tokens = text_tokens(texts, "heads and channels")
     sums: dict[str, Tensor] = {}
 
     def noted(name: str, values_L: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
@@ -105,17 +103,15 @@ def measured(model: Any, prefix: str, shape: ModelShape, texts: Sequence[NDArray
         norm = model.get_submodule(name)
         handles.append(norm.register_forward_pre_hook(_of_input(noted(f"share {name}", _shares))))
         handles.append(norm.register_forward_hook(_of_output(noted(f"norm {name}", Tensor.abs))))
-    was_training, device = model.training, model.get_input_embeddings().weight.device
-    run_on = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else device
     try:
-        model.eval().to(run_on)
-        body: Any = base_model(model)
-        for text in texts:
-            body(input_ids=torch.as_tensor(text.astype("int64"), device=run_on)[None], use_cache=False)
+        with reading(model) as run_on:
+            body: Any = base_model(model)
+            for text in texts:
+                body(input_ids=ids_of(text, run_on), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training).to(device)
+    device = model.get_input_embeddings().weight.device
     means = {name: (total / tokens).to(device) for name, total in sums.items()}
     return Importance(
         heads_NH=torch.stack([means[f"heads {number}"] for number in range(shape.layers)]),

@@ -10,6 +10,7 @@ A student is written as one string:
     path of a config.json         that architecture, freshly initialised
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -85,13 +86,21 @@ class StudentSpec:
             )
         return teacher
 
-    def build(self, teacher: Path | None, *, seed: int, texts: Texts | None = None) -> Any:
+    def build(
+        self,
+        teacher: Path | None,
+        *,
+        seed: int,
+        texts: Texts | None = None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> Any:
         """The student as a transformers causal LM in float32.
 
         Args:
             teacher: the teacher's folder, where weights are taken from it.
             seed: of a fresh initialisation.
-            texts: gives the text that heads and channels of the teacher are chosen by.
+            texts: gives the text that layers, heads and channels of the teacher are chosen by.
+            say: is told which layers were chosen by text.
 
         Raises:
             StudentSpecError: the parts asked for do not exist, or the teacher's folder or the text is needed and
@@ -105,7 +114,7 @@ class StudentSpec:
                     f"student {self.text!r} takes weights from the teacher; name its folder with --teacher"
                 )
             whole = load_whole(_whole(teacher, "teacher"), what="teacher")
-            return self.parts.student(whole, teacher, texts)
+            return self.parts.student(whole, teacher, texts, say)
         if self.folder is not None:
             return load_whole(self.folder, what="student")
         assert self.config is not None

@@ -37,9 +37,9 @@ def starting_student(
         config: the run.
         spec: its student.
         checkpoint: which it goes on from; None where it begins.
-        casks: of the run; by their text the teacher's heads and channels are chosen.
+        casks: of the run; by their text the teacher's layers, heads and channels are chosen.
         tokenizer: the student's.
-        say: is told before the teacher reads text, which may take minutes.
+        say: is told before the teacher reads text, which may take minutes, and which layers that chose.
 
     Raises:
         ModelError: it cannot be made, or loaded; or it is to be quantised, and is already.
@@ -73,12 +73,12 @@ def _plain_student(
     def texts(tokens: int) -> list[NDArray[Any]]:
         chosen = cask_texts(same_tokenizer, tokens, longest=config.seq_len)
         say(
-            f"the teacher reads {counted(sum(map(len, chosen)), 'token')} of the casks' text, by which its heads and "
-            "channels are chosen; tokens=N in --student sets how many"
+            f"the teacher reads {counted(sum(map(len, chosen)), 'token')} of the casks' text, by which the parts "
+            "that are kept of it are chosen; tokens=N in --student sets how many"
         )
         return chosen
 
-    return spec.build(config.teacher, seed=config.seed, texts=texts)
+    return spec.build(config.teacher, seed=config.seed, texts=texts, say=say)
 
 
 def trained_part(model: Any, config: TrainConfig, spec: StudentSpec) -> Any:

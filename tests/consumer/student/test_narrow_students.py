@@ -240,7 +240,7 @@ def test_what_cannot_be_made_narrower_is_refused(kind, more, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("from-teacher:width=3", "cannot read 'width=3'; it takes layers, heads, mlp, hidden, tokens"),
+        ("from-teacher:width=3", "cannot read 'width=3'; it takes layers, by, heads, mlp, hidden, tokens"),
         ("from-teacher:heads=0", "not a number of at least 1"),
         ("from-teacher:heads=2,heads=3", "heads stands there twice"),
         ("from-teacher:heads=2,4", "cannot read '4'"),
