@@ -196,9 +196,10 @@ def test_a_random_choice_is_worse():
 
 def test_widths_go_with_layers(tmp_path):
     save_teacher(tmp_path, **WIDE)
-    texts = {"texts": lambda tokens: TEXTS}
-    both = StudentSpec.parse("from-teacher:layers=0,3,heads=2,mlp=40").build(tmp_path, seed=0, **texts)
-    narrow = StudentSpec.parse("from-teacher:heads=2,mlp=40").build(tmp_path, seed=0, **texts)
+    both, narrow = (
+        StudentSpec.parse(text).build(tmp_path, seed=0, texts=lambda tokens: TEXTS)
+        for text in ("from-teacher:layers=0,3,heads=2,mlp=40", "from-teacher:heads=2,mlp=40")
+    )
     assert (both.config.num_hidden_layers, both.config.num_attention_heads, both.config.intermediate_size) == (2, 2, 40)
     for mine, theirs in ((0, 0), (1, 3)):
         for name, value in both.model.layers[mine].state_dict().items():
