@@ -98,6 +98,16 @@ def folder_with_tokenizer(folders: Sequence[Path], fingerprint: str) -> Path | N
     return next((folder for folder in folders if tokenizer_fingerprint(load_tokenizer(folder)) == fingerprint), None)
 
 
+def load_config(folder: Path) -> Any:
+    """The config of a folder. Raises ModelError where there is none that transformers can read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, *FAILURES) as error:
+        raise ModelError(f"{folder} holds no config.json of a causal LM: {first_line(error)}") from error
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder.
 
@@ -110,7 +120,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(_what_is_missing(folder, "tokenizer", _TOKENIZER_FILES[0], "a folder with a tokenizer"))
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, *FAILURES) as error:
+    except Exception as error:  # the Rust backend raises bare Exception on a damaged file
         raise ModelError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error
 
 
