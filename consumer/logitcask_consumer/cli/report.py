@@ -145,7 +145,7 @@ def report(
         generate=generate,
         speed=speed,
         cards=tuple(card or ()),
-        **({"draft_lengths": tuple(draft_length)} if draft_length else {}),
+        **({"draft_lengths": tuple(dict.fromkeys(draft_length))} if draft_length else {}),
         output=output,
         seq_len=seq_len,
         batch_tokens=batch_tokens,

@@ -22,7 +22,7 @@ from logitcask_consumer.report.opened_models import OpenedModels
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
 from logitcask_consumer.run_document import extra_ids_of
 from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer, require_model_folder
 from logitcask_consumer.student.quantization import scheme_of_checkpoint
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
@@ -66,6 +66,8 @@ class Readers:
                 `report_on`.
         """
         config, contexts = self.config, list[int]()
+        for _, folder in config.models:
+            require_model_folder(folder, what="model")
         self.tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
         fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in self.tokenizers.items()}
         foreign = foreign_models(config, self.casks[0], fingerprints)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
+from logitcask_consumer.run_document import CHECKPOINTS_NAME, RUN_NAME, latest_checkpoint
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, holds_adapters_alone, merged, with_adapters
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.quantization import require_unquantized
@@ -136,7 +136,9 @@ def _what_is_missing(folder: Path, what: str, file: str, needed: str) -> str:
             f"no {file} in {folder}: the run is unfinished. Give the `logitcask train` command that began it again, "
             f"which continues it{instead}"
         )
-    return f"{what} folder {folder} has no {file}; {needed} is needed"
+    inside = latest_checkpoint(folder.parent) if folder.name == CHECKPOINTS_NAME else None
+    instead = f", such as {inside}" if inside else ""
+    return f"{what} folder {folder} has no {file}; {needed} is needed{instead}"
 
 
 def model_of_config(path: Path, seed: int) -> Any:
