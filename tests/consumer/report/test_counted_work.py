@@ -3,17 +3,17 @@
 import io
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from logitcask_consumer.config import TrainConfig
-from logitcask_consumer.held_out import reading
-from logitcask_consumer.report import counted_work, readers
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.counted_work import CountedWork
 from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.opened_models import OpenedModels, free_bytes
+from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.run import train
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer
 
@@ -29,12 +29,18 @@ def config(tmp_path_factory):
     build_cask(folder / "train", teacher, random_documents(12))
     build_cask(folder / "held", teacher, DOCUMENTS, answers=ANSWERS)
     tiny_model(seed=9).save_pretrained(folder / "student")
-    sizes = {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8}
+    sizes: dict[str, Any] = {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8}
     tiny_model("mamba2", layers=1, **sizes).save_pretrained(folder / "mamba")
     for name in ("student", "mamba"):
         tiny_tokenizer().save_pretrained(folder / name)
-    settings = {"seq_len": 64, "batch_tokens": 256, "max_steps": 2, "save_steps": 1, "quantize": "int4:group=16"}
-    run = {"student": "from-teacher:layers=2", "teacher": folder / "teacher", "output": folder / "run"}
+    settings: dict[str, Any] = {
+        "seq_len": 64,
+        "batch_tokens": 256,
+        "max_steps": 2,
+        "save_steps": 1,
+        "quantize": "int4:group=16",
+    }
+    run: dict[str, Any] = {"student": "from-teacher:layers=2", "teacher": folder / "teacher", "output": folder / "run"}
     train(TrainConfig(casks=(folder / "train",), **run, **settings))
     models = (
         ("student", folder / "student"),
@@ -53,9 +59,9 @@ def loaded(monkeypatch):
         names.append(folder.name)
         return load(folder, **options)
 
-    load = reading.load_model
-    monkeypatch.setattr(reading, "load_model", counted)
-    monkeypatch.setattr(readers, "load_model", counted)
+    load = load_model
+    for module in ("held_out.reading", "report.readers"):
+        monkeypatch.setattr(f"logitcask_consumer.{module}.load_model", counted)
     return names
 
 
@@ -112,21 +118,23 @@ def test_each_piece_of_work_is_counted_to_its_end(config, tmp_path):
 
 def test_a_line_every_few_seconds_says_what_is_left(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(counted_work.time, "monotonic", lambda: now)
-    console = Console(file=io.StringIO(), width=40)
+    monkeypatch.setattr("logitcask_consumer.report.counted_work.time.monotonic", lambda: now)
+    file = io.StringIO()
+    console = Console(file=file, width=40)
     with CountedWork(console)("measuring [b] (model 1 of 2)", 4000, "positions") as done:
         for later in (110.0, 116.0, 118.0, 200.0):
             now = later
             done(1000)
     # After 16 s half is done; the last line would say that nothing is left.
-    assert console.file.getvalue() == "measuring [b] (model 1 of 2): 2,000 of 4,000 positions, 16 s left\n"
+    assert file.getvalue() == "measuring [b] (model 1 of 2): 2,000 of 4,000 positions, 16 s left\n"
 
 
 def test_a_terminal_has_a_bar():
-    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True)
     with CountedWork(console)("measuring [b]", 40, "positions") as done:
         done(10)
         done(30)
-    shown = console.file.getvalue()
+    shown = file.getvalue()
     assert "measuring [b]" in shown
     assert "40/40" in shown
