@@ -154,6 +154,7 @@ def nothing_loads(monkeypatch):
         ({"--drafts": "sampled"}, OptionError, "at --temperature 1"),
         ({"--label": "after"}, OptionError, "--label: of --report"),
         ({"--report": "nowhere.json"}, DraftCheckError, "cannot be read"),
+        ({"--engine-option": "tensor_parallel=2"}, OptionError, "vLLM has no option 'tensor_parallel'; did you mean"),
         ({"--cask": "casks/x"}, OptionError, "expected one of --cask and --sample"),
     ],
 )
