@@ -1,6 +1,6 @@
 """Tasks of reasoning-gym through the service: reasoning that is checked, and votes, scored by reasoning-gym as well.
 
-    pip install 'logitcask[bench]'
+    pip install '.[bench]'
     .venv/teacher/bin/python bench/reasoning_tasks.py [--tasks 40] [--kinds letters]
 
 A second set beside the rule-made word problems, made and scored by others (https://github.com/open-thought/reasoning-gym,

@@ -50,7 +50,7 @@ def configure() -> bool:
     if exporter not in known:
         raise TracingError(
             f"OTEL_TRACES_EXPORTER asks for {exporter!r}; installed are {', '.join(sorted(known)) or 'none'}. Install "
-            "logitcask[otel], or the exporter's package"
+            "the extra otel (in a clone: pip install '.[otel]'), or the exporter's package"
         )
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     name: dict[str, str] = {} if named else {"service.name": "logitcask"}

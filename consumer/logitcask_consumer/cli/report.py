@@ -120,6 +120,7 @@ def report(
     """Measure models on held-out documents and write a report with intervals and plots."""
     quiet_transformers()
     from logitcask_consumer.report.config import ReportConfig
+    from logitcask_consumer.report.counted_work import CountedWork
     from logitcask_consumer.report.make_report import make_report
     from logitcask_consumer.run_document import require_finished
     from logitcask_consumer.tasks.perturbations import parse_perturbations
@@ -144,7 +145,7 @@ def report(
         generate=generate,
         speed=speed,
         cards=tuple(card or ()),
-        **({"draft_lengths": tuple(draft_length)} if draft_length else {}),
+        **({"draft_lengths": tuple(dict.fromkeys(draft_length))} if draft_length else {}),
         output=output,
         seq_len=seq_len,
         batch_tokens=batch_tokens,
@@ -157,7 +158,7 @@ def report(
         task_code=task_code,
     )
     console = messages()
-    document = make_report(config, say=console.print)
+    document = make_report(config, say=console.print, counting=CountedWork(console))
     if as_json:
         print_json(document)
         return

@@ -103,12 +103,15 @@ class AlignedDocuments:
         )
 
     @torch.no_grad()
-    def measure(self, model: Any, *, batch_tokens: int = 4096) -> ChunkColumns:
+    def measure(
+        self, model: Any, *, batch_tokens: int = 4096, progress: Callable[[int], None] = lambda sequences: None
+    ) -> ChunkColumns:
         """What the student and, by the records, the teacher say of every chunk that has bytes.
 
         Args:
             model: the student, on the device it shall run on.
             batch_tokens: slots of a forward pass.
+            progress: is told the number of sequences of each batch done.
 
         Raises:
             NothingAlignedError: the windows are too short for every chunk.
@@ -117,7 +120,10 @@ class AlignedDocuments:
         model.eval()
         sequences = max(1, batch_tokens // int(self.dataset.windows.slots_W.max()))
         batches = (range(n, min(n + sequences, len(self.dataset))) for n in range(0, len(self.dataset), sequences))
-        parts = [self._measured(model, chosen) for chosen in batches]
+        parts = []
+        for chosen in batches:
+            parts.append(self._measured(model, chosen))
+            progress(len(chosen))
         model.train(was_training)
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         # The end of a text is a chunk without bytes, which some tokenizers have.

@@ -127,7 +127,7 @@ def open_groups(
     ]
     places = [_place_of(cask) for cask in casks]
     if twice := [place for number, place in enumerate(places) if place in places[:number]]:
-        raise CaskSourceError(f"cask {twice[0]} is named twice; its documents would be trained twice. Name it once")
+        raise CaskSourceError(f"cask {twice[0]} is named twice; its documents would count twice. Name it once")
     groups: list[list[int]] = []
     for number, source in enumerate(sources):
         alike = [group for group in groups if _counts(sources[group[0]], loss) == _counts(source, loss)]

@@ -92,11 +92,16 @@ def load_reader(folder: Path, packing: Packing) -> Any:
     Raises:
         ModelError: the folder's model is another one by now.
     """
-    model = load_model(folder)
-    if (scheme := scheme_of_checkpoint(folder)) is not None:
-        round_weights(model, scheme)  # the run trains, and saves, what its weights are rounded to
+    model = round_as_its_run(load_model(folder), folder)
     if packing != "none":
         check_packing(model)  # gives the body masks where it needs them
+    return model
+
+
+def round_as_its_run(model: Any, folder: Path) -> Any:
+    """The model of a folder, rounded as its run trains it, and saves it, where the folder holds weights before that."""
+    if (scheme := scheme_of_checkpoint(folder)) is not None:
+        round_weights(model, scheme)
     return model
 
 

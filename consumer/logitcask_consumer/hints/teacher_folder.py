@@ -16,6 +16,7 @@ from logitcask_consumer.head import LMHead, LogitTransform
 from logitcask_consumer.student.adapters import base_folder, holds_adapters_alone
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.layer_states import widths_of
+from logitcask_consumer.student.loading import load_config
 from logitcask_schemas.errors import ModelError
 
 _INDEX: Final = "model.safetensors.index.json"
@@ -41,7 +42,7 @@ class TeacherShape:
         Raises:
             ModelError: it describes no causal LM, or the base is not there.
         """
-        text = _config(base_folder(folder) if holds_adapters_alone(folder) else folder).get_text_config()
+        text = load_config(base_folder(folder) if holds_adapters_alone(folder) else folder).get_text_config()
         return cls(
             folder=folder, blocks=int(text.num_hidden_layers), hidden=int(text.hidden_size), parts=widths_of(text)
         )
@@ -61,7 +62,7 @@ def read_head(folder: Path, *, vocab_size: int) -> LMHead:
     """
     from transformers import AutoModelForCausalLM
 
-    config = _config(folder)
+    config = load_config(folder)
     try:
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
@@ -93,15 +94,6 @@ def read_head(folder: Path, *, vocab_size: int) -> LMHead:
         bias_V=_tensor(files[bias], bias) if layer.bias is not None and bias in files else None,
         transform=LogitTransform.from_config(config),
     )
-
-
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, *FAILURES) as error:
-        raise ModelError(f"{folder} holds no config.json of a causal LM: {first_line(error)}") from error
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

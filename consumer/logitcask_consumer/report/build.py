@@ -17,10 +17,12 @@ from logitcask_consumer.held_out.overlap import warnings_of
 from logitcask_consumer.report.config import ReportConfig, ReportError, explained_output
 from logitcask_consumer.report.control import Control, gap_closed
 from logitcask_consumer.report.cost import cost_of, has_weights, machine
+from logitcask_consumer.report.counted_work import Counting, uncounted, which_of
 from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.drawing import draw
 from logitcask_consumer.report.evaluate import Columns, evaluate_teacher
 from logitcask_consumer.report.markdown import to_markdown
+from logitcask_consumer.report.opened_models import OpenedModels
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.plots import task_accuracies
 from logitcask_consumer.report.readers import Readers, device
@@ -41,6 +43,7 @@ def report_on(
     part: str | None = None,
     control: Control | None = None,
     suite: TaskSuite | None = None,
+    counting: Counting = uncounted,
 ) -> dict[str, Any]:
     """Measure the models on casks of one teacher and write the report; returns its document.
 
@@ -51,6 +54,7 @@ def report_on(
         part: label of the casks among those of several teachers, whose curve is taken from the training logs.
         control: of the last model, trained before anything is measured.
         suite: tasks to ask the models.
+        counting: shows how far each model is.
 
     Raises:
         ReportError: no model was named, two share a label, a training log is missing, the casks were imported, or
@@ -65,7 +69,8 @@ def report_on(
     read = [(label, _read_log(folder, part)) for label, folder in config.train_logs]
     logs = [(label, lines) for label, lines in read if lines]
     with tempfile.TemporaryDirectory(prefix="logitcask-aligned-") as place:
-        readers = Readers(config=config, casks=casks, folder=Path(place), say=say)
+        opened = OpenedModels() if control is None else OpenedModels(free=lambda: 0)  # training needs the room
+        readers = Readers(config=config, casks=casks, folder=Path(place), say=say, counting=counting, opened=opened)
         readers.check()
         if control is not None:
             _require_readable(control, readers)
@@ -75,8 +80,9 @@ def report_on(
         warnings = _warnings(dataset, {label: readers.seen[label] for label, _ in config.models}, readers.tokens())
         for line in warnings:
             say(line)
-        teacher = evaluate_teacher(dataset, batch_sequences=readers.batch(dataset))
-        measured = [readers.measure(label, folder) for label, folder in config.models]
+        with counting("reading the teacher's records", dataset.num_positions, "positions") as done:
+            teacher = evaluate_teacher(dataset, batch_sequences=readers.batch(dataset), progress=done)
+        measured = readers.measure_all(config.models)
     document = build_document(
         dataset,
         teacher,
@@ -141,8 +147,8 @@ def _add_costs(document: dict[str, Any], config: ReportConfig, say: Callable[[st
         say("the teacher's speed is not measured: name a folder with its weights (--teacher)")
     folders = [*([("teacher", teacher)] if teacher is not None else []), *config.models]
     costs = []
-    for label, folder in folders:
-        say(f"measuring the speed of {label}")
+    for number, (label, folder) in enumerate(folders, start=1):
+        say(f"measuring the speed of {label}{which_of(number, len(folders))}")
         costs.append(cost_of(label, folder))
     document["cost"] = {"machine": machine(), "teacher": costs[0] if teacher is not None else None}
     for described, cost in zip(document["models"], costs[-len(config.models) :], strict=True):

@@ -213,10 +213,17 @@ def evaluate_model(
     return _ordered(dataset, documents, parts)
 
 
-def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
+def evaluate_teacher(
+    dataset: CaskDataset, *, batch_sequences: int, progress: Callable[[int], None] = lambda positions: None
+) -> Columns:
     """The teacher's own figures at every position, from the records alone.
 
     `occurrences`: at how many of the positions the realised next token is the same, in whole numbers up to 2^24.
+
+    Args:
+        dataset: held-out documents.
+        batch_sequences: sequences that are read at a time.
+        progress: is told the number of positions of each batch done.
     """
     parts, documents, next_ids = [], [], []
     for batch in _batches(dataset, batch_sequences):
@@ -228,6 +235,7 @@ def evaluate_teacher(dataset: CaskDataset, *, batch_sequences: int) -> Columns:
         parts.append({name: value.numpy() for name, value in columns.items()})
         documents.append(batch["documents"].numpy())
         next_ids.append(batch["next_ids"].numpy())
+        progress(len(batch["slots"]))
     ordered = _ordered(dataset, documents, parts)
     next_ids_P = np.concatenate(next_ids)[document_order(dataset)]
     occurrences_P = np.bincount(next_ids_P)[next_ids_P].astype(np.float32)

@@ -18,6 +18,7 @@ from logitcask_consumer.report.config import (
     with_folders,
 )
 from logitcask_consumer.report.control import Control
+from logitcask_consumer.report.counted_work import Counting, uncounted
 from logitcask_consumer.report.markdown import kl_by_teacher
 from logitcask_consumer.report.model_card import require_cards, write_cards
 from logitcask_consumer.report.page import to_page
@@ -30,7 +31,9 @@ from logitcask_schemas.terminal import counted
 FORMAT: Final = {"format": "logitcask-reports", "version": 1}
 
 
-def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
+def make_report(
+    config: ReportConfig, *, say: Callable[[str], None] = lambda message: None, counting: Counting = uncounted
+) -> dict[str, Any]:
     """Measure models on held-out casks and write report.md, .html, .json and plots; returns the document.
 
     Casks of several teachers, or of several capture specs, give a report each, in a folder named after the first of its
@@ -39,6 +42,7 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     Args:
         config: the report.
         say: receives messages for people.
+        counting: shows how far each model is.
 
     Raises:
         ReportError: no model was named, two share a label, a training log is missing, the output folder cannot be
@@ -64,7 +68,9 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
     if len(groups) == 1:
         # A single teacher is taken at its word: where it is another's, the report says so.
         of_group = _with_teacher(config, groups[0]) if config.other_teachers else config
-        document = report_on(of_group, groups[0].casks, say, part=groups[0].label, control=control, suite=suite)
+        document = report_on(
+            of_group, groups[0].casks, say, part=groups[0].label, control=control, suite=suite, counting=counting
+        )
         write_cards(config, [document])
         return document
     documents, configs = (
@@ -83,7 +89,9 @@ def make_report(config: ReportConfig, *, say: Callable[[str], None] = lambda mes
         foreign_models(of_group, group.casks[0], fingerprints)
     for of_group, group in zip(configs, groups, strict=True):
         say(f"{group.label}: {counted(len(group.casks), 'cask')} of {group.casks[0].manifest.teacher.model}")
-        document = report_on(of_group, group.casks, say, part=group.label, control=control, suite=suite)
+        document = report_on(
+            of_group, group.casks, say, part=group.label, control=control, suite=suite, counting=counting
+        )
         documents.append({"label": group.label, "folder": group.label, **document})
     page = {**FORMAT, "teachers": documents}
     with explained_output(config.output):

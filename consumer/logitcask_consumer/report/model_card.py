@@ -99,16 +99,15 @@ def _learns_from_teacher(run: dict[str, Any]) -> bool:
 
 def _what_it_is(run: dict[str, Any], teachers: Sequence[str]) -> str:
     """What it was trained on, and how much of the teacher was in that."""
-    by = "[logitcask](https://pypi.org/project/logitcask/)"
     if not _learns_from_teacher(run):
         return (
-            f"Trained with {by} by cross-entropy alone, on documents that {' and '.join(teachers)} was recorded on: "
-            "nothing of what the teacher gave to other tokens was used."
+            f"Trained with logitcask by cross-entropy alone, on documents that {' and '.join(teachers)} was recorded "
+            "on: nothing of what the teacher gave to other tokens was used."
         )
     is_unbiased = all(cask["capture"]["mode"] != "topk" for cask in run["casks"])
     records = "sparse and unbiased records" if is_unbiased else "sparse records"
     return (
-        f"A student of {' and '.join(teachers)}, distilled with {by} from {records} of the distribution "
+        f"A student of {' and '.join(teachers)}, distilled with logitcask from {records} of the distribution "
         "that it gave to every next token."
     )
 

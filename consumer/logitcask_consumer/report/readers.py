@@ -10,17 +10,19 @@ import torch
 
 from logitcask_consumer.cross_tokenizer import AlignedDocuments
 from logitcask_consumer.cross_tokenizer.align import UnsupportedTokenizerError
-from logitcask_consumer.data import CaskDataset
+from logitcask_consumer.data import CaskDataset, Packing
 from logitcask_consumer.data.vocabulary import token_count
 from logitcask_consumer.held_out.overlap import trained_on
-from logitcask_consumer.held_out.reading import LONGEST, Reading, load_reader, reading_of
+from logitcask_consumer.held_out.reading import LONGEST, Reading, load_reader, reading_of, round_as_its_run
 from logitcask_consumer.report.config import ReportConfig, ReportError
+from logitcask_consumer.report.counted_work import Counting, uncounted, which_of
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.evaluate import Columns, evaluate_model
+from logitcask_consumer.report.opened_models import OpenedModels
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
 from logitcask_consumer.run_document import extra_ids_of
 from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_model, load_tokenizer, require_model_folder
 from logitcask_consumer.student.quantization import scheme_of_checkpoint
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.errors import IdentityMismatchError
@@ -31,7 +33,11 @@ Say = Callable[[str], None]
 
 @dataclass(kw_only=True)
 class Readers:
-    """Models by label, and how each reads the documents. One model is in memory at a time: there may be any number."""
+    """Models by label, and how each reads the documents.
+
+    There may be any number: those that memory has no room for are loaded one at a time, to be checked and again to be
+    measured.
+    """
 
     config: ReportConfig
     casks: Sequence[Cask]
@@ -48,6 +54,9 @@ class Readers:
     prompts: list[Prompt] = field(default_factory=list)
     """Where the report is asked for texts."""
     datasets: dict[Reading, CaskDataset] = field(default_factory=dict)
+    counting: Counting = uncounted
+    """Shows how far each model is."""
+    opened: OpenedModels = field(default_factory=OpenedModels)
 
     def check(self) -> None:
         """Refuse whatever can be refused before anything is measured.
@@ -57,13 +66,15 @@ class Readers:
                 `report_on`.
         """
         config, contexts = self.config, list[int]()
+        for _, folder in config.models:
+            require_model_folder(folder, what="model")
         self.tokenizers = {label: load_tokenizer(folder) for label, folder in config.models}
         fingerprints = {label: tokenizer_fingerprint(tokenizer) for label, tokenizer in self.tokenizers.items()}
         foreign = foreign_models(config, self.casks[0], fingerprints)
-        for label, folder in config.models:
+        for number, (label, folder) in enumerate(config.models, start=1):
             self.seen[label] = trained_on(folder, self.casks)
             scheme_of_checkpoint(folder)  # may need what is not installed
-            self.say(f"opening {label}")
+            self.say(f"opening {label}{which_of(number, len(config.models))}")
             model = load_model(folder)
             if label not in foreign:
                 tokens = token_count(self.tokenizers[label])
@@ -78,6 +89,8 @@ class Readers:
                     if label in foreign:
                         raise
                     self.say(f"bits per byte of {label} are left out: {error}")
+            if label in foreign or self.readings[label].packing != "none":  # else masks were tried on it
+                self.opened.keep(label, model)
             del model
         if config.generate:
             if not self.readings:
@@ -107,23 +120,36 @@ class Readers:
         of_models = (token_count(self.tokenizers[label]) for label in self.readings)
         return next(of_models, self.casks[0].manifest.teacher.tokenizer_size)
 
-    def measure(self, label: str, folder: Path) -> Measured:
+    def measure_all(self, models: Sequence[tuple[str, Path]]) -> list[Measured]:
+        """Everything of each model, by label and folder."""
+        return [
+            self._measure(label, folder, which_of(number, len(models)))
+            for number, (label, folder) in enumerate(models, start=1)
+        ]
+
+    def _measure(self, label: str, folder: Path, of: str) -> Measured:
         """Everything of one model."""
         reading = self.readings.get(label)
-        model = load_reader(folder, reading.packing if reading is not None else "none").to(device())
+        model = self._model(label, folder, "none" if reading is None else reading.packing).to(device())
         columns = chunks = described = texts = None
         if reading is not None:
             dataset, extra_ids = self._dataset(reading), extra_ids_of(folder)
             described = reading.describe(dataset) | {"extra_ids": extra_ids}
-            self.say(f"measuring {label} at {dataset.num_positions:,} positions")
-            columns = evaluate_model(model, dataset, batch_sequences=self.batch(dataset), extra_ids=extra_ids)
+            self.say(f"measuring {label} at {dataset.num_positions:,} positions{of}")
+            with self.counting(f"measuring {label}{of}", dataset.num_positions, "positions") as done:
+                columns = evaluate_model(
+                    model, dataset, batch_sequences=self.batch(dataset), extra_ids=extra_ids, progress=done
+                )
             _require_numbers(label, columns)
             if self.prompts:
-                self.say(f"{label} writes {len(self.prompts):,} texts")
-                texts = write_texts(model, self.tokenizers[label], self.prompts)
+                self.say(f"{label} writes {len(self.prompts):,} texts{of}")
+                with self.counting(f"{label} writes{of}", len(self.prompts), "texts") as done:
+                    texts = write_texts(model, self.tokenizers[label], self.prompts, progress=done)
         if label in self.aligned:
-            self.say(f"measuring {label} on bytes")
-            chunks = self.aligned[label].measure(model, batch_tokens=self.config.batch_tokens)
+            aligned = self.aligned[label]
+            self.say(f"measuring {label} on bytes{of}")
+            with self.counting(f"measuring {label} on bytes{of}", len(aligned.dataset), "sequences") as done:
+                chunks = aligned.measure(model, batch_tokens=self.config.batch_tokens, progress=done)
         return Measured(
             label=label,
             path=folder,
@@ -133,6 +159,11 @@ class Readers:
             seen=self.seen[label],
             texts=texts,
         )
+
+    def _model(self, label: str, folder: Path, packing: Packing) -> Any:
+        """The model that was opened to be checked, or loaded again; ready to read."""
+        model = self.opened.take(label)
+        return load_reader(folder, packing) if model is None else round_as_its_run(model, folder)
 
     def batch(self, dataset: CaskDataset) -> int:
         """Sequences per forward pass."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.cost import has_weights
+from logitcask_consumer.report.counted_work import which_of
 from logitcask_consumer.report.estimates import CERTAIN, difference_right, share_right
 from logitcask_consumer.tasks.suite import Answers, SuiteTask, TaskSuite
 
@@ -56,8 +57,9 @@ def add_tasks(
         say("the teacher is not asked the tasks: name a folder with its weights (--teacher)")
     folders = [*([(TEACHER, teacher)] if teacher is not None else []), *config.models]
     answers = {}
-    for label, folder in folders:
-        say(f"asking {label} {sum(task.questions for task in suite.tasks):,} questions{_also(suite)}")
+    for number, (label, folder) in enumerate(folders, start=1):
+        questions = f"{sum(task.questions for task in suite.tasks):,} questions{_also(suite)}"
+        say(f"asking {label} {questions}{which_of(number, len(folders))}")
         answers[label, folder] = suite.answers_of(label, folder, device)
     said = [answers[model] for model in config.models]
     for described, scores in zip(document["models"], said, strict=True):

@@ -4,7 +4,7 @@ A document that says which of its tokens are answers is a prompt up to the first
 are greedy, so that they depend on nothing but the model. Shape legend: D texts, one for each prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,13 +87,20 @@ def require_writer(label: str, model: Any, tokenizer: Any) -> None:
         )
 
 
-def write_texts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[WrittenText]:
+def write_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> list[WrittenText]:
     """One greedy text after each prompt.
 
     Args:
         model: a causal LM with the tokenizer of the prompts, on the device it shall run on.
         tokenizer: the model's.
         prompts: shorter than the model's context.
+        progress: is told of each text that is written.
     """
     from transformers import GenerationConfig
 
@@ -113,6 +120,7 @@ def write_texts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[W
         ids = out[0, len(prompt.ids) :].tolist()
         ended = bool(ids) and ids[-1] in ends
         texts.append(_written(ids[:-1] if ended else ids, tokenizer, ended=ended))
+        progress(1)
     return texts
 
 

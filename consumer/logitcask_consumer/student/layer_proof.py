@@ -35,7 +35,7 @@ _NOT_SETTINGS: Final = frozenset(
 _SHARING: Final = frozenset({"store_full_length_kv", "shared_kv_states"})
 """Settings and arguments of layers that give keys and values to others: of no account where no layer takes them."""
 FAILURES: Final = (
-    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError),
+    *(RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, AssertionError),
     StrictDataclassError,
 )
 """What transformers raises where a config and a model do not go together."""

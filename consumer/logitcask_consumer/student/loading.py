@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from logitcask_consumer.run_document import RUN_NAME, latest_checkpoint
+from logitcask_consumer.run_document import CHECKPOINTS_NAME, RUN_NAME, latest_checkpoint
 from logitcask_consumer.student.adapters import ADAPTER_NAME, base_folder, holds_adapters_alone, merged, with_adapters
 from logitcask_consumer.student.layer_proof import FAILURES, first_line
 from logitcask_consumer.student.quantization import require_unquantized
@@ -98,6 +98,16 @@ def folder_with_tokenizer(folders: Sequence[Path], fingerprint: str) -> Path | N
     return next((folder for folder in folders if tokenizer_fingerprint(load_tokenizer(folder)) == fingerprint), None)
 
 
+def load_config(folder: Path) -> Any:
+    """The config of a folder. Raises ModelError where there is none that transformers can read."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, *FAILURES) as error:
+        raise ModelError(f"{folder} holds no config.json of a causal LM: {first_line(error)}") from error
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder.
 
@@ -110,7 +120,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(_what_is_missing(folder, "tokenizer", _TOKENIZER_FILES[0], "a folder with a tokenizer"))
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, *FAILURES) as error:
+    except Exception as error:  # the Rust backend raises bare Exception on a damaged file
         raise ModelError(f"{folder} holds no tokenizer that can be loaded: {first_line(error)}") from error
 
 
@@ -126,7 +136,9 @@ def _what_is_missing(folder: Path, what: str, file: str, needed: str) -> str:
             f"no {file} in {folder}: the run is unfinished. Give the `logitcask train` command that began it again, "
             f"which continues it{instead}"
         )
-    return f"{what} folder {folder} has no {file}; {needed} is needed"
+    inside = latest_checkpoint(folder.parent) if folder.name == CHECKPOINTS_NAME else None
+    instead = f", such as {inside}" if inside else ""
+    return f"{what} folder {folder} has no {file}; {needed} is needed{instead}"
 
 
 def model_of_config(path: Path, seed: int) -> Any:

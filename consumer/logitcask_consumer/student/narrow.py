@@ -43,7 +43,9 @@ def narrowed(model: Any, prefix: str, shape: ModelShape, kept: KeptUnits, shares
     after = kept.shape(shape)
     student = _fresh(model, shape, after)
     factors = _norm_factors(shares, kept.channels, shape.hidden)
-    student.load_state_dict(_cut(model.state_dict(), prefix, shape, kept, factors), strict=True)
+    weights = _cut(model.state_dict(), prefix, shape, kept, factors)
+    _require_same_shapes(student, weights, after)
+    student.load_state_dict(weights, strict=True)
     _leave_out(model, prefix, shape, kept, factors)
     _require_same_logits(model, student, after)
     return student
@@ -79,6 +81,22 @@ def _fresh(model: Any, shape: ModelShape, after: ModelShape) -> Any:
             f"{type(model.config).__name__} does not describe a model of {wanted} ({reason}). Choose other widths"
         ) from error
     return student
+
+
+def _require_same_shapes(student: Any, weights: Mapping[str, Tensor], after: ModelShape) -> None:
+    """Refuse a family that does not make the weights that were cut: one that takes a head's width from others.
+
+    Raises:
+        WidthError: names the first weight that would have another shape.
+    """
+    for name, fresh in student.state_dict().items():
+        if fresh.shape != weights[name].shape:
+            raise WidthError(
+                f"{type(student).__name__} cannot be made of {after.heads} heads of {after.head}, {after.mlp} MLP "
+                f"channels and {after.hidden} hidden channels: its weight {name} would be {list(fresh.shape)} and not "
+                f"{list(weights[name].shape)}, as it takes the width of a head from others. Leave out hidden= and "
+                "heads=, or take layers= alone"
+            )
 
 
 def _norm_factors(shares: Mapping[str, Tensor], channels: Tensor, hidden: int) -> dict[str, float]:

@@ -281,7 +281,7 @@ def require_unquantized(folder: Path, *, what: str) -> None:
         what: it is to be, for messages.
 
     Raises:
-        ModelError: its config.json has a `quantization_config`.
+        ModelError: its config.json has a `quantization_config`, or is none of a model.
     """
     path = folder / "config.json"
     if not path.is_file():  # adapters
@@ -290,6 +290,12 @@ def require_unquantized(folder: Path, *, what: str) -> None:
         method = json.loads(path.read_text()).get("quantization_config")
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{path} is not the JSON of a model's config ({error})") from error
+    if method is not None and not isinstance(method, dict):
+        raise ModelError(
+            f"{path}: `quantization_config` should be an object that names a quant_method, got "
+            f"{json.dumps(method)[:60]}; remove it where the weights are floating-point numbers, or "
+            f"fetch the {what} again"
+        )
     if method is not None:
         raise ModelError(
             f"the {what} {folder} is quantised already ({method.get('quant_method', 'unknown method')}): name the "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from logitcask_consumer.held_out.reading import load_reader
 from logitcask_consumer.student.adapters import base_folder
 from logitcask_consumer.student.checks import context_of
-from logitcask_consumer.student.loading import load_tokenizer
+from logitcask_consumer.student.loading import load_config, load_tokenizer
 from logitcask_consumer.tasks.perturbations import Perturbation
 from logitcask_consumer.tasks.questions import TaskError
 from logitcask_schemas.errors import MissingExtraError
@@ -141,10 +141,8 @@ class TaskSuite:
             TaskError: its context is too short, or its tokenizer joins a question with its answer.
             ModelError: the folder holds no model or no tokenizer.
         """
-        from transformers import AutoConfig
-
         place = folder if (folder / "config.json").is_file() else base_folder(folder)
-        context = context_of(AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False))
+        context = context_of(load_config(place))
         tokenizer, longest, of_task = load_tokenizer(folder), 0, ""
         for task in self.tasks:
             for loaded in task.loaded():

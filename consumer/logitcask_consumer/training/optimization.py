@@ -55,14 +55,17 @@ def optimization_arguments(config: TrainConfig) -> dict[str, Any]:
 
 
 def decay_steps(share: float, *, steps: int, warmup: int) -> int:
-    """Steps over which a schedule falls: a share of all, at least one, and none that belongs to the warmup.
+    """Steps over which a schedule falls: a share of all, and none that belongs to the warmup.
+
+    At least two where there is room, for the first of them is still made at the peak, and the floor is reached when the
+    last has been made: a schedule that falls over one step falls in none.
 
     Args:
         share: of all steps, above 0.
         steps: of the run.
         warmup: steps over which it rises.
     """
-    return max(1, min(round(share * steps), steps - warmup))
+    return max(1, min(max(2, round(share * steps)), steps - warmup))
 
 
 class MuonWithAdamW(Optimizer):

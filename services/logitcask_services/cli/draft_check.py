@@ -80,8 +80,11 @@ def draft_check(
     from logitcask_services.draft_check.speculation import lacks_generation_config
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.engines.transformers_engine import TransformersEngine
+    from logitcask_services.teachers.engine_options import require_engine_options
     from logitcask_services.teachers.outline import outline
 
+    of_engine = values(engine_option, "--engine-option")
+    require_engine_options("vllm", of_engine, where="--engine-option")
     stderr = Console(stderr=True)
     folder, longest = ModelFolder.open(teacher), prompt_tokens + max_tokens + draft_length
     student = require_draft(folder, draft, tokens=longest)
@@ -106,7 +109,7 @@ def draft_check(
         sampled=sampled,
         dtype=dtype,
         longest=longest,
-        options=values(engine_option, "--engine-option"),
+        options=of_engine,
     )
     plain = [TransformersEngine(each, dtype="float32") for each in (folder, student)]
     with stderr.status("plain forward passes") as status:

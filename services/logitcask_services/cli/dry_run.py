@@ -109,6 +109,7 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     from logitcask_schemas.cli.tokenizers import leave_torch_out
 
     leave_torch_out()
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from logitcask_schemas.api.requests import MIN_LENGTH
@@ -124,8 +125,8 @@ def _with_folder(folder: Path, sample: bytes, request: dict[str, Any], documents
     tokenizer = HuggingFaceTokenizer.load(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} has no config.json that loads: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ModelError(f"{folder} has no config.json that loads: {' '.join(str(error).split())}") from error
     context = getattr(config, "max_position_embeddings", None) or 1 << 30
     limits = DocumentLimits(
         vocab_size=config.vocab_size,

@@ -105,6 +105,7 @@ def fidelity(
     from logitcask_services.cask_places import make_writable
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.fidelity import Sample
+    from logitcask_services.teachers.engine_options import require_engine_options
     from logitcask_services.teachers.outline import outline
 
     if output is not None:
@@ -122,6 +123,8 @@ def fidelity(
     made_by = documents.teacher
     if engine is None:
         engine = "transformers" if made_by is not None and made_by.engine == "transformers" else "vllm"
+    of_engine = values(engine_option, "--engine-option")
+    require_engine_options(engine, of_engine, where="--engine-option")
     stderr = Console(stderr=True)
     passes = _asked(
         stderr,
@@ -131,7 +134,7 @@ def fidelity(
         # Of a cask from elsewhere nobody knows it.
         dtype=dtype or (made_by.dtype if made_by is not None and made_by.dtype in COMPUTE_DTYPES else "auto"),
         max_model_len=max_model_len,
-        engine_options=values(engine_option, "--engine-option"),
+        engine_options=of_engine,
     )
     report = _measured(stderr, folder, passes, tuple(window or ()), max_model_len)
     if output is not None:

@@ -71,6 +71,19 @@ class DocumentTokenizer(Protocol):
         ...
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a model's folder, by transformers. Raises ModelError where there is none that loads."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # the Rust backend raises bare Exception on a damaged file
+        raise ModelError(
+            f"the teacher folder {folder} has no tokenizer that loads: {type(error).__name__}: {error}. "
+            "It needs tokenizer.json and tokenizer_config.json beside the weights."
+        ) from error
+
+
 class HuggingFaceTokenizer:
     """A `transformers` tokenizer; the Rust backend where there is one, without padding."""
 
@@ -84,20 +97,12 @@ class HuggingFaceTokenizer:
     @classmethod
     def load(cls, folder: Path) -> "HuggingFaceTokenizer":
         """The tokenizer in a teacher's folder. Raises ModelError where there is none."""
-        from transformers import AutoTokenizer
-
         if not folder.is_dir():
             raise ModelError(
                 f"{folder} is no folder; expected that of a teacher. A small one to start with: "
                 "HuggingFaceTB/SmolLM2-135M-Instruct, from the Hugging Face Hub"
             )
-        try:
-            return cls(AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
-        except Exception as error:  # the Rust backend raises bare Exception on a damaged file
-            raise ModelError(
-                f"the teacher folder {folder} has no tokenizer that loads: {type(error).__name__}: {error}. "
-                "It needs tokenizer.json and tokenizer_config.json beside the weights."
-            ) from error
+        return cls(load_tokenizer(folder))
 
     def encode(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[int]]:
         """Token ids of each text. Raises ModelError where the tokenizer has no token for something in one."""

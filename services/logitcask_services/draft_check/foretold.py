@@ -28,6 +28,10 @@ WHAT: Final[dict[Metric, str]] = {
 }
 
 
+_FORMATS: Final = ("logitcask-report", "logitcask-reports")
+"""Of report.json on one teacher, and of one that holds those of several."""
+
+
 def metric_of(temperature: float, *, sampled: bool) -> Metric:
     """Which share counts.
 
@@ -95,8 +99,11 @@ def of_report(path: Path, label: str | None, metric: Metric) -> Foretold:
         raise DraftCheckError(f"--report {file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DraftCheckError(f"--report {file} is not JSON ({error}); expected report.json of a report") from error
-    if not isinstance(document, dict) or document.get("format") != "logitcask-report":
+    if not isinstance(document, dict) or document.get("format") not in _FORMATS:
         raise DraftCheckError(f"--report {file} is no report.json of `logitcask report`")
+    if document["format"] != _FORMATS[0]:
+        folders = ", ".join(str(file.parent / part["folder"]) for part in document["teachers"])
+        raise DraftCheckError(f"--report {file} is of several teachers; name the folder of this one's: {folders}")
     models = {str(model["label"]): model for model in document["models"]}
     if label is None and len(models) > 1:
         raise DraftCheckError(f"--report {file} has {', '.join(models)}; say which with --label")

@@ -87,9 +87,11 @@ def require_draft(teacher: ModelFolder, draft: Path, *, tokens: int) -> ModelFol
     except ModelError as error:
         raise ModelError(f"--draft: {error}") from error
     if (package := folder.missing_package) is not None:
+        # The trainer saves weights of torchao alone.
+        how = " (train it without --save-quantized)" if package == "torchao" else ""
         raise ModelError(
             f"--draft {draft} holds weights of {package}, which vLLM reads where {package} is installed: install it "
-            "beside vLLM, or take the student without its quantisation (train it without --save-quantized)"
+            f"beside vLLM (pip install {package}), or take the student without its quantisation{how}"
         )
     if folder.tokenizer_fingerprint != teacher.tokenizer_fingerprint:
         raise IdentityMismatchError(

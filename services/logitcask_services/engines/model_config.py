@@ -90,11 +90,12 @@ def rope_types(fields: Mapping[str, Any]) -> set[str]:
 
 def _spelled_out(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration as its class sees it, and the class's defaults; the file itself where there is no class."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError):
+    except (ValueError, KeyError, OSError, TypeError, AttributeError, StrictDataclassError):
         # A type that transformers does not know (engines have their own), or values its class refuses. The engine will
         # say so if it cannot use them either; for the identity the file is as good.
         return config, {}

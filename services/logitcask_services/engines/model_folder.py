@@ -12,6 +12,7 @@ from typing import Any, Final
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import ModelSource, find_model
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
+from logitcask_services.corpora.tokenizer import load_tokenizer
 from logitcask_services.engines.dtypes import checkpoint_dtype
 from logitcask_services.engines.model_config import CONFIG_NAME, numeric_fields
 from logitcask_services.engines.weight_files import (
@@ -26,6 +27,10 @@ from logitcask_services.engines.weight_files import (
 _TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 _PACKAGES: Final = frozenset({"torchao", "bitsandbytes"})
 """Quantisation methods that are packages: transformers and vLLM read such weights by them, and bring neither along."""
+_OBJECTS: Final = ("quantization_config", "text_config")
+"""Fields of config.json that are objects where they are there."""
+_QUOTED: Final = 60
+"""Characters of what is quoted from a file."""
 _GGUF_SUFFIX: Final = ".gguf"
 NO_GGUF: Final = (
     "weights are safetensors, which the identity covers. Convert the file (transformers: from_pretrained with "
@@ -54,7 +59,7 @@ class ModelFolder:
 
         Raises:
             ModelError: it lacks config.json with an architecture, safetensors weights, or tokenizer files, or does not
-                say which weights are the model's.
+                say which weights are the model's; or a field of config.json is of another kind than it should be.
         """
         source = find_model(model) if isinstance(model, Path) else model
         path = source.folder
@@ -73,6 +78,7 @@ class ModelFolder:
             raise _not_a_model(path, f"a config.json that is not JSON ({error})") from error
         if not isinstance(config, dict) or not config.get("architectures"):
             raise _not_a_model(path, "a config.json without `architectures`")
+        _require_kinds(path, config)
         if not any(path.glob("*.safetensors")):
             raise _not_a_model(path, f"no *.safetensors among {names}")
         if not any((path / name).is_file() for name in _TOKENIZER_FILES):
@@ -128,10 +134,8 @@ class ModelFolder:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer, by transformers."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False, local_files_only=True)
+        """The tokenizer, by transformers. Raises ModelError where there is none that loads."""
+        return load_tokenizer(self.path)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
@@ -159,15 +163,16 @@ class ModelFolder:
             generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
             raise ModelError(f"{path} is not JSON ({error}); download it again, or remove it") from error
+        if not isinstance(generation, dict):
+            raise ModelError(f"{path} holds {_quoted(generation)}; expected an object, or no such file")
         text = self.config.get("text_config") or {}
         declared = [fields.get("eos_token_id") for fields in (generation, self.config, text)]
         named: Any = next((ids for ids in declared if ids is not None), [])
-        ids = set(named if isinstance(named, list) else [named])
-        if self.tokenizer.eos_token_id is not None:
-            ids.add(self.tokenizer.eos_token_id)
-        if not all(isinstance(number, int) for number in ids):
+        ids = named if isinstance(named, list) else [named]
+        if not all(type(number) is int for number in ids):
             raise ModelError(f"{self.path} declares eos_token_id {named!r}; expected a token id, or a list of them")
-        return tuple(sorted(ids))
+        own = self.tokenizer.eos_token_id
+        return tuple(sorted({*ids} if own is None else {*ids, own}))
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """The text of some tokens, control tokens left out."""
@@ -204,6 +209,21 @@ class ModelFolder:
     @cached_property
     def _tensors(self) -> list[StoredTensor]:
         return stored_tensors(self.weight_files)
+
+
+def _require_kinds(path: Path, config: dict[str, Any]) -> None:
+    """Refuse fields of config.json that are read and are of another kind than they should be."""
+    names = config["architectures"]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise _not_a_model(path, f"a config.json whose `architectures` is {_quoted(names)}, not a list of names")
+    for field in _OBJECTS:
+        if not isinstance(config.get(field) or {}, dict):
+            raise _not_a_model(path, f"a config.json whose `{field}` is {_quoted(config[field])}, not an object")
+
+
+def _quoted(value: Any) -> str:
+    """A value as it stands in the file, or its beginning."""
+    return json.dumps(value)[:_QUOTED]
 
 
 def _gguf(path: Path) -> ModelError:

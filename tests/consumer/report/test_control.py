@@ -192,6 +192,7 @@ def test_a_card_is_read_by_the_library_of_the_hub(place, tmp_path):
         "6 steps of 128 tokens",
     ):
         assert expected in card.text or expected in card.content
+    assert "pypi.org" not in card.content, "no index has the package"
     assert str(tmp_path) not in card.content, "no paths of this machine"
     assert str(place) not in card.content
     assert "before" not in card.content.partition("## Results")[2].partition("## Training")[0]

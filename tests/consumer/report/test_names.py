@@ -1,15 +1,18 @@
 """Names of models that mean something to a terminal, to Markdown, to HTML or to a plot: they are shown as they are."""
 
+import json
 from html.parser import HTMLParser
 
 import pytest
 from typer.testing import CliRunner
 
 from logitcask_consumer.cli.report import app
-from logitcask_consumer.report.config import ReportError
+from logitcask_consumer.report.config import ReportConfig, ReportError
+from logitcask_consumer.report.make_report import make_report
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.series import shortened
 from logitcask_consumer.report.tables import escaped
+from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher
 
 ODD = (
@@ -88,3 +91,28 @@ def test_a_name_that_cannot_be_printed_is_refused_before_work(place, tmp_path, l
     with pytest.raises(ReportError, match="expected a name of one line"):
         reported(place, tmp_path / "out", [label])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_is_refused_as_such(place, tmp_path):
+    """A cask, and the folder of a run's checkpoints, which is told one of them."""
+    save_teacher(tmp_path / "run" / "checkpoints" / "checkpoint-7")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-7" / "trainer_state.json").write_text("{}")
+    for folder, instead in (
+        (place / "cask", ""),
+        (tmp_path / "run" / "checkpoints", f", such as {tmp_path / 'run' / 'checkpoints' / 'checkpoint-7'}"),
+    ):
+        config = ReportConfig(casks=(place / "cask",), models=(("mine", folder),), output=tmp_path / "out")
+        with pytest.raises(ModelError) as refused:
+            make_report(config)
+        assert str(refused.value) == (
+            f"model folder {folder} has no config.json; a Hugging Face model folder is needed{instead}"
+        )
+
+
+def test_a_draft_length_that_is_given_twice_is_shown_once(place, tmp_path):
+    options = ["--cask", place / "cask", "--output", tmp_path, "--model", f"mine={place / 'teacher'}"]
+    lengths = ["--draft-length", "7", "--draft-length", "1", "--draft-length", "7"]
+    result = CliRunner().invoke(app, [*map(str, options), *lengths], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    (model,) = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert [each["drafted"] for each in model["speculative"]] == [7, 1]

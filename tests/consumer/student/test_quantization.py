@@ -172,6 +172,12 @@ def test_models_that_are_quantised_already_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ModelError, match=r"the student .* is quantised already \(gptq\): name the model that it was"):
         require_unquantized(tmp_path, what="student")
+    for written in (["gptq"], "gptq", [], 4):
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": written}))
+        with pytest.raises(
+            ModelError, match=r"`quantization_config` should be an object that names a quant_method, got"
+        ):
+            require_unquantized(tmp_path, what="student")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="is not the JSON of a model's config"):
         require_unquantized(tmp_path, what="student")

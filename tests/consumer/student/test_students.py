@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from logitcask_consumer.student.from_teacher import StudentSpecError, spread_layers
-from logitcask_consumer.student.loading import load_model, load_tokenizer
+from logitcask_consumer.student.loading import load_config, load_model, load_tokenizer
 from logitcask_consumer.student.students import StudentSpec
 from logitcask_schemas.errors import ModelError
-from tests.support.consumer.cask_builder import save_teacher, tiny_model
+from tests.support.consumer.cask_builder import save_teacher, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(2, 20)[None]
 
@@ -109,6 +109,22 @@ def test_folders_that_are_no_models(tmp_path):
         StudentSpec.parse(str(tmp_path / "config.json")).build(None, seed=0)
     with pytest.raises(ModelError, match="tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_a_kind_that_is_not_known_is_refused(tmp_path):
+    """The Rust backend raises bare Exception there."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written | {"model": {"type": "Newer", "vocab": {}}}))
+    with pytest.raises(ModelError, match="holds no tokenizer that can be loaded: Exception: data did not match"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path):
+    for written in ('{"model_type": "nonsense"}', "{", '{"model_type": "llama", "layer_types": -1}'):
+        (tmp_path / "config.json").write_text(written)
+        with pytest.raises(ModelError, match=r"holds no config.json of a causal LM"):
+            load_config(tmp_path)
 
 
 def test_a_config_with_infinity_is_read_as_it_is(tmp_path):

@@ -49,6 +49,15 @@ def test_learning_rates_are_those_of_the_schedule(config, scheduler):
     assert rates == pytest.approx(expected_rates(scheduler), rel=1e-9)
 
 
+@pytest.mark.parametrize(("steps", "decay"), [(3, 0.2), (4, 0.1)])
+def test_a_short_run_falls_too(config, steps, decay):
+    """A share of less than two steps: the first step of a fall is made at the peak, so one alone would be no fall."""
+    train(replace(config, scheduler="wsd", max_steps=steps, warmup=0.0, decay=decay))
+    rates = [line["lr"] for line in read_metrics(config.output / "metrics.jsonl")]
+    assert rates == pytest.approx(expected_rates("wsd", warmup=0, steps=steps, decay=2), rel=1e-9)
+    assert rates[-1] < 0.5 * rates[-2]
+
+
 @pytest.mark.parametrize(
     ("optimizer", "scheduler"), [("muon", "wsd"), ("adafactor", "linear"), ("adamw", "constant"), ("muon", "cosine")]
 )
@@ -125,7 +134,9 @@ def test_a_step_is_torchs_own_of_each(config):
 def test_a_schedule_falls_within_its_run():
     assert decay_steps(0.2, steps=100, warmup=5) == 20
     assert decay_steps(1.0, steps=100, warmup=5) == 95
-    assert decay_steps(0.01, steps=10, warmup=0) == 1
+    assert decay_steps(0.01, steps=10, warmup=0) == 2
+    assert decay_steps(0.2, steps=3, warmup=2) == 1
+    assert decay_steps(1.0, steps=1, warmup=1) == 1
 
 
 @pytest.mark.parametrize(

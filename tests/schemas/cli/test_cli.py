@@ -153,13 +153,16 @@ def test_cask_commands_print_json(cask_path: Path, capsys: pytest.CaptureFixture
     assert output_of(capsys, "verify", str(cask_path), "--max-duration", "0")["verified"] == 0
 
 
-@pytest.mark.parametrize("made", [False, True])
+@pytest.mark.parametrize("tokenizer", [None, "", '{"version": "1.0", "model": {"type": "Newer", "vocab": {}}}'])
 def test_a_tokenizer_that_is_none_is_told_in_one_line(
-    cask_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], made: bool
+    cask_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tokenizer: str | None
 ) -> None:
     pytest.importorskip("transformers")
-    if made:
+    if tokenizer is not None:
         (tmp_path / "nope").mkdir()
+    if tokenizer:  # one that the Rust backend refuses with a bare Exception
+        (tmp_path / "nope" / "tokenizer.json").write_text(tokenizer)
+        (tmp_path / "nope" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     assert run("cask", "show", str(cask_path), "0", "--tokenizer", str(tmp_path / "nope")) == 1
     assert f"--tokenizer {tmp_path / 'nope'}" in capsys.readouterr().err.replace("\n", "")
 

@@ -105,6 +105,16 @@ def test_what_is_no_report_is_told(tmp_path, content, message):
         of_report(tmp_path, None, "agreement")
 
 
+def test_a_report_on_several_teachers_names_the_folders_of_each(tmp_path):
+    parts = [{"folder": "math", "label": "math"}, {"folder": "code", "label": "code"}]
+    (tmp_path / "report.json").write_text(json.dumps({"format": "logitcask-reports", "teachers": parts}))
+    with pytest.raises(DraftCheckError) as told:
+        of_report(tmp_path, None, "agreement")
+    assert str(told.value).endswith(
+        f"is of several teachers; name the folder of this one's: {tmp_path / 'math'}, {tmp_path / 'code'}"
+    )
+
+
 def excesses(said, true, seed=0):
     """-log t less H(t) of tokens that were sampled from `said`."""
     generator = torch.Generator().manual_seed(seed)

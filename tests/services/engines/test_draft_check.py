@@ -154,6 +154,7 @@ def nothing_loads(monkeypatch):
         ({"--drafts": "sampled"}, OptionError, "at --temperature 1"),
         ({"--label": "after"}, OptionError, "--label: of --report"),
         ({"--report": "nowhere.json"}, DraftCheckError, "cannot be read"),
+        ({"--engine-option": "tensor_parallel=2"}, OptionError, "vLLM has no option 'tensor_parallel'; did you mean"),
         ({"--cask": "casks/x"}, OptionError, "expected one of --cask and --sample"),
     ],
 )
@@ -174,16 +175,19 @@ def test_what_cannot_be_checked_is_told_before_an_engine_starts(
     assert message in str(result.exception)
 
 
-def test_a_draft_or_teacher_of_torchao_weights_needs_torchao(tiny_llama, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "advice"), [("torchao", r" \(train it without --save-quantized\)"), ("bitsandbytes", "")]
+)
+def test_a_draft_or_teacher_of_a_packages_weights_needs_the_package(tiny_llama, tmp_path, monkeypatch, package, advice):
     draft = shutil.copytree(tiny_llama, tmp_path / "draft")
     config = json.loads((draft / "config.json").read_text())
-    (draft / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "torchao"}}))
+    (draft / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": package}}))
     teacher = ModelFolder.open(tiny_llama)
     monkeypatch.setattr("logitcask_services.engines.model_folder.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"weights of torchao.*without --save-quantized"):
+    with pytest.raises(ModelError, match=rf"weights of {package}.*the student without its quantisation{advice}$"):
         require_draft(teacher, draft, tokens=8)
     for load in (load_engine, load_generator):
-        with pytest.raises(ModelError, match="weights of torchao, which is not installed here: install it beside"):
+        with pytest.raises(ModelError, match=f"weights of {package}, which is not installed here: install it beside"):
             load("transformers", draft)
     monkeypatch.setattr("logitcask_services.engines.model_folder.find_spec", lambda name: object())
     assert require_draft(teacher, draft, tokens=8).path == draft

@@ -108,6 +108,7 @@ def test_a_corpus_is_captured_here(tiny_llama, sample):
         (("--cask", "CASK", "--tau", "0.1"), OptionError, "--tau: of --sample; a cask says itself"),
         (("--sample", "missing.jsonl"), OptionError, "missing.jsonl: no such file"),
         (("--cask", "missing"), CaskNotFoundError, "missing"),
+        (("--cask", "CASK", "--engine-option", "x=1"), OptionError, "x are options of vLLM, and the engine is transf"),
         (("--cask", "EMPTY"), FidelityError, "holds no document yet"),
         (("--cask", "UNDER_CONTEXT"), FidelityError, "under contexts"),
         (

@@ -29,6 +29,14 @@ def without(pattern):
     return spoil
 
 
+def with_field(name, value):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {name: value}))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
@@ -37,6 +45,11 @@ def without(pattern):
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "without `architectures`"),
         (lambda folder: (folder / "config.json").write_text("{}"), "without `architectures`"),
+        (with_field("architectures", "LlamaForCausalLM"), '`architectures` is "LlamaForCausalLM", not a list of names'),
+        (with_field("architectures", [None]), r"`architectures` is \[null\], not a list of names"),
+        (with_field("quantization_config", ["torchao"]), r'`quantization_config` is \["torchao"\], not an object'),
+        (with_field("quantization_config", "fp8"), '`quantization_config` is "fp8", not an object'),
+        (with_field("text_config", [1]), r"`text_config` is \[1\], not an object"),
         (without("*.safetensors"), r"no \*.safetensors among"),
         (without("tokenizer.json"), "none of tokenizer.json"),
     ],
@@ -72,12 +85,33 @@ def test_ids_that_end_a_text(copy, generation, config, ids):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ('{"eos_token_id": "</s>"}', "expected a token id")]
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"eos_token_id": "</s>"}', "expected a token id"),
+        ('{"eos_token_id": {"</s>": 2}}', "expected a token id"),
+        ('{"eos_token_id": [[2]]}', "expected a token id"),
+        ('{"eos_token_id": true}', "expected a token id"),
+        ("[2]", r"generation_config.json holds \[2\]; expected an object"),
+    ],
 )
 def test_ends_that_are_no_ids(copy, text, message):
     (copy / "generation_config.json").write_text(text)
     with pytest.raises(ModelError, match=message):
         ModelFolder.open(copy).end_ids  # noqa: B018
+
+
+def test_a_tokenizer_of_a_kind_that_is_not_known_is_refused(copy):
+    """The Rust backend raises bare Exception there."""
+    written = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps(written | {"model": {"type": "Newer", "vocab": {}}}))
+    with pytest.raises(ModelError, match="copy has no tokenizer that loads: Exception: data did not match"):
+        ModelFolder.open(copy).tokenizer_fingerprint  # noqa: B018
+
+
+def test_a_config_that_transformers_refuses_counts_as_it_stands(copy):
+    with_field("rope_scaling", [1])(copy)
+    assert ModelFolder.open(copy).numeric_fields["rope_scaling"] == [1]
 
 
 def test_a_file_is_no_model(tmp_path):

@@ -44,8 +44,8 @@ def hub_card(cask: Cask, place: HubPlace, licence: str | None) -> str:
 
 # What {heading_name(teacher.model)} said about {len(cask):,} documents
 
-A [logitcask](https://pypi.org/project/logitcask/) cask: for every token of the documents, a sparse and unbiased record
-of the distribution that a teacher model gave to the next one. Students train from it without the teacher.
+A cask of logitcask: for every token of the documents, a sparse and unbiased record of the distribution that a teacher
+model gave to the next one. Students train from it without the teacher.
 {terms}
 | | |
 |---|---|
@@ -53,8 +53,10 @@ of the distribution that a teacher model gave to the next one. Students train fr
 
 ## Train from it
 
+In a clone of logitcask's repository, as no package index has it:
+
 ```sh
-pip install "logitcask[trainer,remote]"
+pip install ".[trainer,remote]"
 logitcask cask pull {url} CASK
 logitcask train --cask CASK --student STUDENT --output RUN
 ```

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from logitcask_schemas.errors import ModelError
 from logitcask_schemas.model_source import ModelSource
 from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
-from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
+from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from logitcask_services.engines.model_config import CONFIG_NAME
 from logitcask_services.engines.openai.answers import ScoredPrompt
 from logitcask_services.engines.openai.dialect import Dialect, Models, Version, parsed
@@ -68,7 +68,7 @@ class RemoteTeacher:
             EngineError: it lets nobody in, or does not answer for as long as patience lasts.
         """
         words = HuggingFaceTokenizer.load(source.folder)
-        tokenizer = _tokenizer(source)
+        tokenizer = load_tokenizer(source.folder)
         dialect = dialect_of(options.dialect)
         client = RemoteClient(options)
         try:
@@ -136,12 +136,6 @@ async def _version(client: RemoteClient, dialect: Dialect) -> str:
         except (AnswerError, RefusedError):
             continue  # not every server says it
     return UNKNOWN
-
-
-def _tokenizer(source: ModelSource) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=False, local_files_only=True)
 
 
 def _identity(

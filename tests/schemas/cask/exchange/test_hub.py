@@ -126,6 +126,10 @@ def test_the_page_tells_and_somebody_s_own_stays(tmp_path, hub):
     assert metadata["size_categories"] == ["n<1K"]
     for fact in (f"{cask.num_tokens:,}", cask.manifest.identity_digest(), '"tau"', "logitcask cask pull", "per token"):
         assert fact in page
+    assert (
+        "In a clone of logitcask's repository, as no package index has it:\n\n```sh\npip install \".[trainer," in page
+    )
+    assert "pypi.org" not in page
     repository.commit({**repository.tree, "README.md": page.replace(CARD_MARK, "mine").encode()})
     assert push(cask, hub).card_kept
     assert b"mine" in repository.tree["README.md"]
