@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from logitcask_consumer.rounds import phases
 from logitcask_consumer.rounds.capture import CaptureError
 from logitcask_consumer.rounds.phases import EmptyRoundError
 from logitcask_consumer.rounds.state import read_state
@@ -128,6 +129,43 @@ class TestTheService:
         build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
         with pytest.raises(DocumentMismatchError, match=r"3 of 3 documents .* are none of the texts"):
             run(settings)
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_documents_that_another_run_adds_later_are_not_trained(self, settings, service, tiny, monkeypatch, number):
+        """Of two runs with one name; the cask of round 1 is trained on in round 2, too."""
+        settings = {**settings, "buffer": 2, "steps_per_round": 1}
+        make = phases.phase_of
+
+        def phase_of(config, state, own, **more):
+            if own.number == number:
+                place = config.cask_place(1)
+                manifest = Cask.open(place).manifest
+                build_cask(place, tiny.teacher, random_documents(3), spec=manifest.capture, recorded=[None] * 3)
+            return make(config, state, own, **more)
+
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", phase_of)
+        with pytest.raises(
+            DocumentMismatchError, match=r"3 of 23 documents .* none of the texts .* in round 1.*remove"
+        ):
+            run(settings)
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", make)
+        shutil.rmtree(service.casks / "run.r0001")
+        result, _ = run(settings)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].documents == len(Cask.open(service.casks / "run.r0001")) == 20
+
+    def test_texts_that_were_deleted_are_not_missed_by_losses_without_them(self, settings, monkeypatch):
+        settings = {**settings, "buffer": 2, "steps_per_round": 1}
+        make = phases.phase_of
+
+        def phase_of(config, state, own, **more):
+            shutil.rmtree(config.output / "rounds/0001", ignore_errors=True)
+            return make(config, state, own, **more)
+
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", phase_of)
+        result, _ = run(settings)
+        assert [own.stage for own in result.state.rounds] == ["trained", "trained"]
+        assert not (settings["output"] / "rounds/0001").exists()
 
     def test_an_empty_cask_says_what_to_do_and_loses_nothing(self, settings, service):
         service.drop_all = True
