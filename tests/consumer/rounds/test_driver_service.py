@@ -25,6 +25,24 @@ class TestTheService:
         assert result.state.status == "finished"
         assert any("waiting for the service" in line for line in said)
 
+    @pytest.mark.parametrize(
+        ("place", "status", "times"),
+        [("corpora", 507, 3), ("models", 502, 3), ("extractions", 504, 3), ("check", 502, 3), ("events", 502, 1)],
+    )
+    def test_is_waited_for_while_its_disk_is_full_or_a_proxy_answers(self, settings, service, place, status, times):
+        answer, left = service.answer, [times]
+
+        def later(method, target, headers, body):
+            if left[0] and target.partition("?")[0].endswith(f"/{place}"):
+                left[0] -= 1
+                return service._json(status, {"error": {"code": "later", "message": "not yet"}})
+            return answer(method, target, headers, body)
+
+        service.answer = later
+        assert run(settings, rounds=1, steps_per_round=1)[0].state.status == "finished"
+        assert not left[0]
+        assert len(service.extractions) == 1
+
     def test_one_that_does_not_answer_ends_the_call_after_the_patience(self, settings, service):
         service.close()
         with pytest.raises(ConnectionError, match="no service answers"):
