@@ -15,6 +15,7 @@ from logitcask_consumer.config_rules import (
     evaluation_rules,
     optimization_rules,
     quantization_rules,
+    utf8_rules,
 )
 from logitcask_consumer.data import CaskSource, CaskSourceError, Packing
 from logitcask_consumer.data.vocabulary import ExtraIds
@@ -186,6 +187,7 @@ class TrainConfig:
                 self.micro_tokens >= self.seq_len,
                 f"micro_tokens must hold at least one sequence of {self.seq_len}, got {self.micro_tokens}",
             ),
+            *utf8_rules(output=self.output),
             *optimization_rules(self),
             *evaluation_rules(self),
             (0 <= self.seed < 2**32, f"seed must be at least 0 and below 2^32, got {self.seed}"),

@@ -1,6 +1,8 @@
 """What must hold of optimizer, evaluations and quantised layers of a run, with what is said where it does not."""
 
 import math
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
@@ -19,6 +21,19 @@ MIN_LR_RATIO: Final = 0.1
 def choices(literal: Any) -> str:
     """The values of a Literal, for a message."""
     return " or ".join(get_args(literal))
+
+
+def utf8_rules(**places: Path | str | None) -> list[Rule]:
+    """No tokenizer is saved under a path that is no UTF-8, and JSON does not hold it: told before any work is done."""
+    return [
+        (
+            not any("\ud800" <= letter <= "\udfff" for letter in str(place)),
+            f"{name} {os.fsencode(str(place)).decode(errors='backslashreplace')} is a path that is no UTF-8, where "
+            "models and JSON cannot be kept: name another, or rename its folder",
+        )
+        for name, place in places.items()
+        if place is not None
+    ]
 
 
 def quantization_rules(config: "TrainConfig") -> list[Rule]:

@@ -31,6 +31,8 @@ METRICS_NAME = "metrics.jsonl"
 HELD_OUT_NAME = "held_out.jsonl"
 INITIAL_NAME = "initial"
 CHECKPOINTS_NAME = "checkpoints"
+FILTERS_NAME = "hint_filters.safetensors"
+"""Filters of the teacher's layers, for a run that needs some: they are there before the run is written down."""
 PARTIAL_NAME = ".partial"
 """Folder of what is not complete, in the output folder and in that of the checkpoints."""
 _NOT_OURS = (
@@ -94,7 +96,7 @@ def read_run(output: Path) -> dict[str, Any] | None:
         run: dict[str, Any] = json.loads(path.read_text())
         if not isinstance(run, dict):
             raise TypeError("it is no object")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{path} is not the JSON of a run ({error}); use another output folder") from error
     if {name: run.get(name) for name in _FORMAT} != _FORMAT:
         stated = {name: run.get(name) for name in _FORMAT}
@@ -121,7 +123,7 @@ def require_unused(output: Path) -> None:
     if (output / RUN_NAME).exists():
         return
     for pattern, what in _NOT_OURS:
-        if path := next(output.glob(pattern), None):
+        if path := next((path for path in output.glob(pattern) if path.name != FILTERS_NAME), None):
             raise RunFolderError(
                 f"the output folder {output} holds {what} that no run made ({path.name}); a run would write over it. "
                 "Name another folder (--output)"
@@ -187,7 +189,7 @@ def origin_of(folder: Path) -> dict[str, Any]:
         return {}
     try:
         origin: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} is not JSON ({error}), so what the model was trained on is not known") from error
     return origin
 
@@ -220,15 +222,20 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def share_weights(folder: Path) -> None:
-    """Give the weights below a folder the permissions that its umask gives all other files.
-
-    safetensors 0.8 writes them for their owner alone: a service of another user could not read the student. Files that
-    lack nothing are left alone: file systems without permissions give all files the same, and refuse a change.
-    """
+    """Give the weights below a folder the permissions that its umask gives all other files; see `share_file`."""
     for path in folder.rglob("*.safetensors"):
-        permissions, of_others = path.stat().st_mode, path.parent.stat().st_mode & 0o666
-        if of_others & ~permissions:
-            path.chmod((permissions | of_others) & 0o777)
+        share_file(path)
+
+
+def share_file(path: Path) -> None:
+    """Give a file of safetensors the permissions that the umask gives all other files.
+
+    safetensors 0.8 writes it for its owner alone: a service of another user could not read the student. One that lacks
+    nothing is left alone: file systems without permissions give all files the same, and refuse a change.
+    """
+    permissions, of_others = path.stat().st_mode, path.parent.stat().st_mode & 0o666
+    if of_others & ~permissions:
+        path.chmod((permissions | of_others) & 0o777)
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from logitcask_consumer.hints.bound import HINTS_NAME, hint_modules
-from logitcask_consumer.run_document import RunFolderError
+from logitcask_consumer.run_document import RunFolderError, share_file
 
 PROJECTIONS_NAME: Final = "hint_projections.safetensors"
 
@@ -43,6 +43,7 @@ def save_projections(projections: dict[str, Tensor], folder: Path) -> None:
     """Write them into a checkpoint that is not published yet."""
     if projections:
         save_file(projections, folder / PROJECTIONS_NAME)
+        share_file(folder / PROJECTIONS_NAME)
 
 
 @contextmanager

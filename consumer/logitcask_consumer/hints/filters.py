@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,10 +21,9 @@ from logitcask_consumer.data.hint_rows import decoded_layer
 from logitcask_consumer.head import LMHead, distillation_loss
 from logitcask_consumer.hints.ted import of_unit_size
 from logitcask_consumer.losses import CrossEntropy
-from logitcask_consumer.run_document import RunFolderError, explained_writes
+from logitcask_consumer.run_document import FILTERS_NAME, RunFolderError, explained_writes, share_file, sync
 
-FILTERS_NAME: Final = "hint_filters.safetensors"
-"""In a run's folder: a resumed run takes the filters that it began with."""
+_MADE_FOR: Final = "made_for"
 _SEQUENCES: Final = 4
 """Of a step."""
 
@@ -81,17 +80,32 @@ def made_filters(
     return {layer: matrix.detach() for layer, matrix in filters.items()}
 
 
-def save_filters(filters: dict[int, Tensor], folder: Path) -> None:
-    """Write the filters into a run's folder, whole or not at all."""
+def save_filters(filters: dict[int, Tensor], folder: Path, made_for: str) -> None:
+    """Write the filters into a run's folder, whole or not at all, readable like the files beside them.
+
+    Args:
+        filters: of layers.
+        folder: of the run.
+        made_for: what they follow from, as `load_filters` is asked for it.
+    """
     path = folder / FILTERS_NAME
     partial = path.with_suffix(".partial")
     with explained_writes(path, "Free space and give the same command again"):
-        save_file({str(layer): matrix for layer, matrix in filters.items()}, partial)
+        matrices = {str(layer): matrix for layer, matrix in filters.items()}
+        save_file(matrices, partial, metadata={_MADE_FOR: made_for})
+        share_file(partial)
+        sync(partial)
         partial.replace(path)
+        sync(folder)
 
 
-def load_filters(folder: Path, layers: tuple[int, ...]) -> dict[int, Tensor] | None:
-    """The filters of a run's folder; None where it has none.
+def load_filters(folder: Path, layers: tuple[int, ...], made_for: str) -> dict[int, Tensor] | None:
+    """The filters of a run's folder; None where it has none, or those of a call for others that never began.
+
+    Args:
+        folder: of the run.
+        layers: of the teacher.
+        made_for: what they must follow from; files of earlier versions do not say.
 
     Raises:
         RunFolderError: they cannot be read, or are of other layers.
@@ -100,6 +114,9 @@ def load_filters(folder: Path, layers: tuple[int, ...]) -> dict[int, Tensor] | N
     if not path.exists():
         return None
     try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_MADE_FOR, made_for) != made_for:
+                return None
         filters = {int(name): matrix for name, matrix in load_file(path).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}): remove it, and the filters are made again") from error

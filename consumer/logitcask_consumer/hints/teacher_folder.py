@@ -104,7 +104,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
             return {name: folder / file for name, file in names.items()}
         with safe_open(folder / _WEIGHTS, framework="pt") as file:
             return dict.fromkeys(file.keys(), folder / _WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{folder}: no safetensors weights can be read: {first_line(error)}") from error
 
 

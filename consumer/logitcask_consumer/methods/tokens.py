@@ -1,5 +1,6 @@
 """The method for students with the teacher's tokenizer: position by position, on the records' token ids."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,7 +169,10 @@ class TokenMethod:
         spec, own = dataset.manifest.capture.hints, processes()
         assert spec is not None, "bound to casks with hints"
         layers = tuple(spec.layers)
-        if own.is_main_process and load_filters(folder, layers) is None:
+        shards = [entry.name for cask in dataset.casks for entry in cask.entries]
+        parts = (task_aware[0].steps, task_aware[0].rate, self.seed, dataset.seq_len, shards)
+        made_for = hashlib.sha256(repr(parts).encode()).hexdigest()
+        if own.is_main_process and load_filters(folder, layers, made_for) is None:
             made = made_filters(
                 dataset,
                 self._teacher_head(dataset),
@@ -178,9 +182,9 @@ class TokenMethod:
                 seed=self.seed,
                 say=say,
             )
-            save_filters(made, folder)
+            save_filters(made, folder, made_for)
         own.wait_for_everyone()
-        return replace(self, filters=load_filters(folder, layers) or {})
+        return replace(self, filters=load_filters(folder, layers, made_for) or {})
 
     def check(self, model: Any, dataset: CaskDataset) -> None:
         """Refuse a student whose vocabulary, head, attention or layers do not fit.

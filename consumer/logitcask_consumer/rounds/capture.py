@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from logitcask_schemas.api.client import ServiceClient
 
 T = TypeVar("T")
+E = TypeVar("E")
 Say = Callable[[str], None]
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 15.0
 """Seconds between two tries to reach a service, or to find its teacher loaded."""
-_BUSY: Final = (429, 503)
-"""Answers that mean later."""
+_LATER: Final = (429, 502, 503, 504, 507)
+"""Answers that mean later: of a service that is busy or whose disk is full, and of a proxy before one that restarts.
+Whatever rounds ask may be asked twice."""
 
 
 class CaptureError(LogitcaskError, RuntimeError):
@@ -53,7 +55,7 @@ class TeacherService:
             try:
                 return ask()
             except (ServiceUnreachableError, ServiceError) as error:
-                if isinstance(error, ServiceError) and error.status not in _BUSY:
+                if isinstance(error, ServiceError) and error.status not in _LATER:
                     raise
                 if time.monotonic() - began >= self.patience_seconds:
                     raise
@@ -62,6 +64,26 @@ class TeacherService:
                     told = True
             time.sleep(min(pause, max(self.patience_seconds - (time.monotonic() - began), 0.0)))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def followed(self, events: Callable[[], Iterator[E]], has_ended: Callable[[], bool]) -> Iterator[E]:
+        """What is told of a job until it has ended, also where a proxy answers for the service for a while.
+
+        Raises:
+            ServiceUnreachableError, ServiceError: the service has not answered for `patience_seconds`, or refuses.
+        """
+        from logitcask_schemas.api.connection import ServiceError
+
+        while True:
+            try:
+                yield from events()
+            except ServiceError as error:
+                if error.status not in _LATER:
+                    raise
+            else:
+                return
+            time.sleep(FIRST_PAUSE)
+            if self.patiently(has_ended):
+                return
 
     def teacher(self) -> TeacherIdentity:
         """Who the teacher is; waits while it loads.
@@ -131,10 +153,12 @@ class TeacherService:
             CaptureError: it failed or was cancelled; says why and what to do.
             ServiceUnreachableError: the service has not answered for `patience_seconds`.
         """
-        from logitcask_schemas.api.objects import Progress
+        from logitcask_schemas.api.objects import FINAL, Progress
 
         told = time.monotonic()
-        for event in self.client.follow(extraction_id):
+        for event in self.followed(
+            lambda: self.client.follow(extraction_id), lambda: self.client.extraction(extraction_id).status in FINAL
+        ):
             if isinstance(event, Progress) and time.monotonic() - told >= LONGEST_PAUSE:
                 told = time.monotonic()
                 pace = "" if event.throughput_tps is None else f", {event.throughput_tps:,.0f} tokens/s"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from logitcask_consumer.config import TrainConfig
+from logitcask_consumer.config_rules import utf8_rules
 from logitcask_consumer.losses import Objective
 from logitcask_consumer.rounds.recipes import Recipe, get_recipe, losses_of
 from logitcask_schemas.cask.storage.object_store import is_url
@@ -165,6 +166,8 @@ class RoundsConfig:
                 "fixed cask (--cask) and a held-out one (--held-out)",
             ),
             *self._draws_of_each(),
+            *utf8_rules(cask_root=self.cask_root, held_out=self.held_out, students=self.students),
+            *(rule for cask in self.casks for rule in utf8_rules(cask=cask)),
             (recipe.adaptive or self.adapt_by is None, f"recipe {recipe.name} keeps its share: leave out adapt_by"),
             (
                 recipe.name != "f-distill" or bool(self.casks) or self.loss == "reverse_kl",
@@ -224,7 +227,7 @@ class RoundsConfig:
             shares.append(("what lambda rises by (adapt_by)", self.adapt_by or 1.0 / max(self.rounds, 1)))
         return [
             (
-                share <= 0 or round(share * total) > 0,
+                not 0 < share < math.inf or round(share * total) > 0,
                 f"{name} is {share:g}, of which no sequence of a round's {total} is drawn; the smallest that draws one "
                 f"is {least:g}. Take that, 0, or more --steps-per-round",
             )

@@ -190,9 +190,9 @@ class _Run:
                 self.say(f"round {own.number}: {' and '.join(gone)} are gone from {folder}; writing them again")
                 own.stage = "sampling"
             if own.stage == "sampling":
-                self.reader.require_teacher()
+                teacher = self.reader.require_teacher()
                 with self._timed(own, "sample"):
-                    texts = self.writer.write(own, self._student_folder())
+                    texts = self.writer.write(own, self._student_folder(), teacher)
                 own.sampled, own.stage = texts.counts, "sampled"
                 self._write()
             if own.stage == "sampled":

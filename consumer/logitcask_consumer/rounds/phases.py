@@ -81,6 +81,9 @@ def is_gone(config: RoundsConfig, number: int) -> bool:
 def open_round(config: RoundsConfig, state: RunState, own: RoundState) -> Cask:
     """The cask of a round, proved to be of this run's teacher and of the round's texts.
 
+    Whenever it is opened: another run of the same name may have published into it since it was captured. Texts that
+    were deleted from the run's folder prove nothing, and are not asked for.
+
     Raises:
         EmptyRoundError: it holds no document, or is not where it should be.
         IdentityMismatchError: its teacher is not that of the other rounds.
@@ -102,17 +105,20 @@ def open_round(config: RoundsConfig, state: RunState, own: RoundState) -> Cask:
             "are kept"
         )
     require_teacher(state, cask.manifest.teacher, where=f"that of the cask of round {own.number}, {place},")
+    if (round_folder(config.output, own.number) / SAMPLES_NAME).is_file():
+        _require_texts(cask, all_texts(config, own.number), own.number)
     return cask
 
 
-def require_texts(cask: Cask, texts: RoundTexts, number: int) -> None:
+def _require_texts(cask: Cask, texts: RoundTexts, number: int) -> None:
     """Raise DocumentMismatchError where a cask holds documents that are none of a round's texts."""
     ids = {text.id for text in texts.texts}
     strange = [row.tobytes() for shard in cask.shard_documents() for row in shard.ids if row.tobytes() not in ids]
     if strange:
         raise DocumentMismatchError(
             f"{cask.place}: {len(strange)} of {len(cask)} documents (such as {strange[0].hex()}) are none of the texts "
-            f"that the student wrote in round {number}. Another run writes into this cask: name the casks of this run "
+            f"that the student wrote in round {number}. Another run writes into this cask: end it, remove the cask and "
+            "give the same command again, which captures this round's texts anew; or name the casks of this run "
             "otherwise (--name), in another output folder"
         )
 

@@ -76,7 +76,7 @@ def _entries(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PromptError(f"{where}: is no JSON ({error}); expected an object with {_FORMS}") from error
         if not isinstance(entry, dict):
             raise PromptError(f"{where}: is a {type(entry).__name__}; expected an object with {_FORMS}")
@@ -112,8 +112,23 @@ def _tokens(entry: dict[str, Any], tokenizer: Any, where: str) -> list[int]:
         raise PromptError(
             f"{where}: the student's tokenizer has no chat template; give `prompt` as text, or `input_ids`"
         )
+    messages = [_message(message, f"{where}: `{forms[0]}[{at}]`") for at, message in enumerate(value)]
     try:
-        rendered: str = tokenizer.apply_chat_template(value, add_generation_prompt=True, tokenize=False)
+        rendered: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program of the model's makers, and raises what it likes
         raise PromptError(f"{where}: the chat template refuses these messages: {error}") from error
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """A message with text as its content: templates leave out what is missing, or print it as Python would."""
+    if not isinstance(message.get("role"), str) or not message["role"]:
+        raise PromptError(f"{where} has no `role`; expected a string, such as user")
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return message
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0].get("text", content)
+    if not isinstance(content, str):
+        raise PromptError(f"{where} has content of type {type(content).__name__}; write it as one string")
+    return {**message, "content": content}

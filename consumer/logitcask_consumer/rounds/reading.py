@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 from logitcask_consumer.rounds.capture import TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig
 from logitcask_consumer.rounds.phases import (
-    all_texts,
     is_gone,
     open_round,
     require_fixed_teacher,
     require_teacher,
-    require_texts,
     round_folder,
 )
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.rounds.writing import CORPUS_NAME, RoundWriter
 from logitcask_schemas.api.requests import ExtractionPlan
 from logitcask_schemas.errors import IdentityMismatchError
-from logitcask_schemas.record.identity import tokenizer_fingerprint
+from logitcask_schemas.record.identity import TeacherIdentity, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,18 +34,18 @@ class RoundReader:
     service: TeacherService
     say: Callable[[str], None]
 
-    def require_teacher(self) -> None:
+    def require_teacher(self) -> TeacherIdentity:
         """Before anything is written for a run's first cask: the teacher must read the student's token ids.
 
-        It must also be that of the fixed casks. A teacher that writes itself must be that of the rounds before, and is
-        kept at once: the weights of its texts are made with the log t of whoever reads them.
+        It is returned. It must also be that of the fixed casks. A teacher that writes itself must be that of the rounds
+        before, and is kept at once: the weights of its texts are made with the log t of whoever reads them.
         """
         if self.state.teacher is not None:
             if self.config.teacher_mix:
                 require_teacher(
                     self.state, self.service.teacher(), where=f"that of the service at {self.config.server}"
                 )
-            return
+            return self.state.teacher
         teacher, own = self.service.teacher(), tokenizer_fingerprint(self.tokenizer)
         if teacher.tokenizer_fingerprint != own:
             raise IdentityMismatchError(
@@ -59,6 +57,7 @@ class RoundReader:
         if self.config.teacher_mix:
             self.state.teacher = teacher
             self.writer.save()
+        return teacher
 
     def _plan(self, own: RoundState) -> ExtractionPlan:
         """What is asked of the service of a round's texts."""
@@ -99,7 +98,6 @@ class RoundReader:
         extraction = self.service.finish(extraction.id)
         cask = open_round(self.config, self.state, own)
         own.cask = str(cask.place)
-        require_texts(cask, all_texts(self.config, own.number), own.number)
         own.documents = len(cask)
         self.state.teacher = self.state.teacher or cask.manifest.teacher
         missing = "" if own.sampled is None or own.documents == own.sampled.kept else f" of {own.sampled.kept}"

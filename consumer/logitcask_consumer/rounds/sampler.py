@@ -36,6 +36,16 @@ class Sampling:
     """0: all tokens."""
 
 
+class _FirstIds:
+    """A logits processor that leaves ids below a number alone to be drawn."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_fill(1, torch.arange(self._count, scores.shape[1], device=scores.device), -torch.inf)
+
+
 class _ChosenLogprobs:
     """A logits processor that comes last and notes log q of each token that is then drawn; holds one step, [B, V]."""
 
@@ -65,6 +75,7 @@ def write_chunk(
     seed: int,
     ends: Sequence[int],
     pad: int,
+    vocabulary: int | None = None,
 ) -> list[SampledText]:
     """One text after each of some prompts.
 
@@ -75,6 +86,7 @@ def write_chunk(
         seed: of the chunk.
         ends: token ids that end a text.
         pad: token id that fills shorter prompts up.
+        vocabulary: ids from this one on are not written; None for none.
 
     Raises:
         ModelError: the student's logits, over the temperature, are not finite.
@@ -91,6 +103,8 @@ def write_chunk(
         mask_BS[row, longest - len(ids) :] = 1
     chosen, processors = _ChosenLogprobs(), list[Any]()
     # Ours, and none of generate's own: what draws must be what was noted.
+    if vocabulary is not None:
+        processors.append(_FirstIds(vocabulary))
     if sampling.temperature != 1.0:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
     if sampling.top_k:
@@ -122,13 +136,14 @@ def write_chunk(
     return [_text(number, ids, tokens, logprobs, set(ends)) for (number, ids), tokens, logprobs in rows]
 
 
-def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int) -> list[float]:
+def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int, *, vocabulary: int | None = None) -> list[float]:
     """How likely a student is to write the last tokens of a text, at temperature 1 without cuts: log q, nats, [N].
 
     Args:
         model: the student.
         input_ids: prompt and text, at least one token before the sampled ones.
         sampled: N.
+        vocabulary: as of `write_chunk`.
 
     Raises:
         ModelError: the student's logits are not finite.
@@ -139,7 +154,7 @@ def logprobs_under(model: Any, input_ids: Sequence[int], sampled: int) -> list[f
     ids_1L = torch.tensor([list(input_ids)], device=device)
     with plain_generation(model), torch.inference_mode():
         # One text at a time: the logits of a whole chunk may not fit, and the values do not hang on what is beside it.
-        logits_NV = model(input_ids=ids_1L).logits[0, -1 - sampled : -1].float()
+        logits_NV = model(input_ids=ids_1L).logits[0, -1 - sampled : -1, :vocabulary].float()
     chosen_N = logits_NV.log_softmax(-1).gather(1, ids_1L[0, -sampled:, None])[:, 0]
     if not chosen_N.isfinite().all():
         raise ModelError(NO_DISTRIBUTION)

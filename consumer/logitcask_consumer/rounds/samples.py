@@ -151,7 +151,7 @@ def _chunk(line: bytes, number: int, path: Path) -> list[SampledText]:
         if entry["crc32"] != _checksum(number, texts):
             raise ValueError("its checksum differs")
         return texts
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise RunFolderError(
             f"{path}, line {number + 1}: should be chunk {number} of the student's texts ({reason}). The file was "

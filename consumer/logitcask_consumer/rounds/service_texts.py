@@ -20,6 +20,7 @@ from logitcask_schemas.api.exchange import ServiceError
 from logitcask_schemas.api.generation import GeneratedRow, Generation, GenerationRequest
 from logitcask_schemas.api.generation_steps import EmitRow, Generate
 from logitcask_schemas.api.generation_steps import Sampling as ServiceSampling
+from logitcask_schemas.api.objects import FINAL
 
 TEMPLATE: Final = "input-ids"
 """The service's template for prompts of token ids, as they are."""
@@ -107,7 +108,10 @@ class ServiceTexts:
             ServiceError, ServiceUnreachableError: it refuses, or has not answered for long.
         """
         generation = self._generation()
-        for _ in self.service.client.generations.follow(generation.id):
+        generations = self.service.client.generations
+        for _ in self.service.followed(
+            lambda: generations.follow(generation.id), lambda: generations.get(generation.id).status in FINAL
+        ):
             pass
         generation = self.service.patiently(lambda: self.service.client.generations.get(generation.id))
         if generation.status != "completed":

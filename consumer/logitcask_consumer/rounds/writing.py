@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from logitcask_consumer.data.vocabulary import StudentVocabulary, token_count
 from logitcask_consumer.rounds.capture import CaptureError, TeacherService
 from logitcask_consumer.rounds.config import RoundsConfig
 from logitcask_consumer.rounds.phases import EmptyRoundError, round_folder
@@ -25,8 +26,10 @@ from logitcask_consumer.rounds.samples import SAMPLES_NAME, RoundTexts, SampledT
 from logitcask_consumer.rounds.service_texts import OtherWriterError, ServiceTexts, WrittenText
 from logitcask_consumer.rounds.state import RoundState, RunState
 from logitcask_consumer.run_document import explained_writes, replace_file, share_weights
+from logitcask_consumer.student.checks import check_context
 from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_consumer.student.loading import load_model
+from logitcask_schemas.record.identity import TeacherIdentity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,17 +54,19 @@ class RoundWriter:
     save: Callable[[], None]
     """Writes the state."""
 
-    def write(self, own: RoundState, student: Path) -> RoundTexts:
+    def write(self, own: RoundState, student: Path, teacher: TeacherIdentity) -> RoundTexts:
         """Write the texts of a round, from the first chunk that is not there.
 
         Args:
             own: the round.
             student: folder of the student as it is now.
+            teacher: who will read them.
 
         Raises:
+            IdentityMismatchError: the student lacks tokens of the tokenizer.
             EmptyRoundError: none of the texts can be used.
             CaptureError, ServiceError, ServiceUnreachableError: the service, where it writes, does not.
-            ModelError: the student's logits are not finite.
+            ModelError: the student's logits are not finite, or its context is shorter than a sequence.
         """
         config, folder = self.config, round_folder(self.config.output, own.number)
         with explained_writes(folder, _ADVICE):
@@ -72,8 +77,11 @@ class RoundWriter:
         chunks = chunks_of(chosen, texts_per_prompt=config.texts_per_prompt, size=config.sample_batch)
         if len(done) < len(chunks):
             model = load_student(student)
+            # As training does, but before a prompt finds no row in the student's tables.
+            check_context(model, config.seq_len)
+            StudentVocabulary.of(model, teacher.vocab_size).require_tokens(token_count(self.tokenizer))
             began = time.monotonic()
-            new = self._write_from(len(done), chunks, own, model, path)
+            new = self._write_from(len(done), chunks, own, model, path, teacher)
             written = sum(text.sampled for chunk in new for text in chunk)
             pace = written / max(time.monotonic() - began, 1e-9)
             self.say(f"round {own.number} of {config.rounds}: {written:,} tokens written, {pace:,.0f} tokens/s")
@@ -102,7 +110,13 @@ class RoundWriter:
         return texts
 
     def _write_from(
-        self, first: int, chunks: Sequence[Sequence[int]], own: RoundState, model: Any, path: Path
+        self,
+        first: int,
+        chunks: Sequence[Sequence[int]],
+        own: RoundState,
+        model: Any,
+        path: Path,
+        teacher: TeacherIdentity,
     ) -> list[list[SampledText]]:
         """Write and keep the chunks from `first` on."""
         config = self.config
@@ -113,6 +127,8 @@ class RoundWriter:
             top_k=config.top_k,
         )
         ends, pad = ends_of(model, self.tokenizer), pad_of(self.tokenizer)
+        # A student's vocabulary may be padded further than the teacher's, which could not read what lies there.
+        vocabulary = teacher.vocab_size if config.sampler == "hf" else None
         by_teacher = [
             teacher_writes(config.seed, own.number, number, len(chunk), config.teacher_mix)
             for number, chunk in enumerate(chunks)
@@ -126,22 +142,26 @@ class RoundWriter:
             if here:
                 prompts = [(chunks[number][at], self.prompts.ids[chunks[number][at]]) for at in here]
                 seed = chunk_seed(config.seed, own.number, number)
-                own_texts = write_chunk(model, prompts, sampling, seed=seed, ends=ends, pad=pad)
+                own_texts = write_chunk(model, prompts, sampling, seed=seed, ends=ends, pad=pad, vocabulary=vocabulary)
             written = dict(zip(here, own_texts, strict=True))
             for at, prompt in enumerate(chunks[number]):
                 if at not in written:
-                    written[at] = self._scored(model, prompt, texts[number, at], is_teachers=by_teacher[number][at])
+                    written[at] = self._scored(
+                        model, prompt, texts[number, at], vocabulary, is_teachers=by_teacher[number][at]
+                    )
             new.append([written[at] for at in range(len(chunks[number]))])
             append_chunk(path, number, new[-1])
         return new
 
-    def _scored(self, model: Any, prompt: int, text: WrittenText, *, is_teachers: bool) -> SampledText:
+    def _scored(
+        self, model: Any, prompt: int, text: WrittenText, vocabulary: int | None, *, is_teachers: bool
+    ) -> SampledText:
         """A text of the service, with the student's log q."""
         ids = [*self.prompts.ids[prompt], *text.token_ids]
         return SampledText(
             prompt=prompt,
             input_ids=ids,
-            logprobs=logprobs_under(model, ids, len(text.token_ids)),
+            logprobs=logprobs_under(model, ids, len(text.token_ids), vocabulary=vocabulary),
             finish=text.finish,
             writer="teacher" if is_teachers else "student",
         )

@@ -139,7 +139,7 @@ def base_folder(folder: Path) -> Path:
     """
     try:
         named = json.loads((folder / ADAPTER_NAME).read_text())["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / ADAPTER_NAME} does not say which model the adapters belong to: {error}") from error
     places = [folder / str(named)]  # an absolute path stays what it is
     if Path(str(named)).name == INITIAL_NAME:

@@ -288,7 +288,7 @@ def require_unquantized(folder: Path, *, what: str) -> None:
         return
     try:
         method = json.loads(path.read_text()).get("quantization_config")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not the JSON of a model's config ({error})") from error
     if method is not None and not isinstance(method, dict):
         raise ModelError(

@@ -107,7 +107,7 @@ def _rows(path: Path) -> list[tuple[str, Any]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and lists in lists
         raise TaskError(f"{where}: expected JSON, an array or an object in every line: {error}") from error
 
 

@@ -40,7 +40,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "trainer_state.json"
     try:
         state: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} cannot be read ({error}); use another checkpoint (--resume)") from error
     return state
 

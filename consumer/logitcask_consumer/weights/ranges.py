@@ -69,7 +69,7 @@ def _line(where: str, line: bytes) -> tuple[bytes, NDArray[np.int64]]:
         row = json.loads(line)
         identity = bytes.fromhex(row["document_id"])
         ranges_R2 = np.array(row["ranges"], dtype=np.int64).reshape(-1, 2)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise WeightParameterError(
             f'weight \'ranges\': {where} should be {{"document_id": "64 hex digits", "ranges": [[start, stop], ...]}}, '
             f"got {line[:80]!r} ({error})"

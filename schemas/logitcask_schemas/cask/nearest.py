@@ -105,8 +105,8 @@ def nearest(
         HintsDroppedError, CaskNotFoundError, CaskCorruptionError: as `Cask.hints`.
     """
     column = _column(_spec_of(cask), layer)
-    size = float(np.linalg.norm(vector_W))
-    asked_W = vector_W / np.float32(size if size > 0 else 1)
+    asked_W = vector_W.astype(np.float64)
+    asked_W /= np.linalg.norm(asked_W) or 1.0
     best: list[tuple[float, int, str]] = []
     first = 0
     for number, entry in enumerate(cask.entries):
@@ -129,10 +129,11 @@ def nearest(
     return [Neighbour(document=document, id=identity, cosine=cosine) for cosine, document, identity in best]
 
 
-def _cosines(rows: HintRows, column: int, asked_W: NDArray[np.float32]) -> NDArray[np.float64]:
-    vectors_RW = rows.decode()[:, column]
+def _cosines(rows: HintRows, column: int, asked_W: NDArray[np.float64]) -> NDArray[np.float64]:
+    # The square of a number of float32 may lie beyond float32, at both ends.
+    vectors_RW = rows.decode()[:, column].astype(np.float64)
     size_R = np.linalg.norm(vectors_RW, axis=1)
-    cosine_R: NDArray[np.float64] = (vectors_RW @ asked_W).astype(np.float64) / np.where(size_R > 0, size_R, 1)
+    cosine_R: NDArray[np.float64] = (vectors_RW @ asked_W) / np.where(size_R > 0, size_R, 1)
     return cosine_R
 
 
@@ -162,16 +163,24 @@ def read_vector(path: Path) -> NDArray[np.float32]:
         CaskError: there is no such file, or it holds no list of numbers.
     """
     try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            values = np.atleast_2d(np.array(_numbers(json.loads(path.read_text()))))
-        if values.dtype.kind not in "fiu" or not 0 < values.size == values.shape[-1]:
+        values = _array(path) if path.suffix == ".npy" else np.array([_numbers(json.loads(path.read_bytes()))])
+        if values.dtype.kind not in "fiu" or not values.ndim or not 0 < values.size == values.shape[-1]:
             raise ValueError(f"expected a list of numbers, got {values.dtype} of shape {list(values.shape)}")
-    except (OSError, ValueError, TypeError) as error:
+    # numpy's reader of a damaged header, and JSON of numbers of 400 digits or of lists in lists.
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, MemoryError, RecursionError) as error:
         raise CaskError(f"{path} holds no vector: {error}") from error
-    vector: NDArray[np.float32] = values.reshape(-1).astype(np.float32)
+    with np.errstate(over="ignore"):  # `as_stored` refuses what is not finite
+        vector: NDArray[np.float32] = values.reshape(-1).astype(np.float32)
     return vector
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file; ValueError where it is an archive of several."""
+    values = np.load(path, allow_pickle=False)
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise ValueError("it is an archive (.npz); expected one array, as numpy.save writes it")
+    return values
 
 
 def _numbers(values: Any) -> list[float]:

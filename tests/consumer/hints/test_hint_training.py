@@ -1,9 +1,11 @@
 """Whole runs with hints: they lower the hint losses, resume exactly, and leave a plain model without projections."""
 
 import json
+import os
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,10 +14,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.hints import HintMismatchError, LayerMapError
-from logitcask_consumer.hints.checkpoints import PROJECTIONS_NAME
-from logitcask_consumer.hints.filters import FILTERS_NAME
+from logitcask_consumer.hints.checkpoints import PROJECTIONS_NAME, save_projections
 from logitcask_consumer.losses import LossParameterError
-from logitcask_consumer.run_document import RunFolderError, latest_checkpoint
+from logitcask_consumer.run_document import FILTERS_NAME, RunFolderError, latest_checkpoint
 from logitcask_consumer.training.callbacks import read_metrics
 from logitcask_consumer.training.run import train
 from logitcask_schemas.cask import Cask
@@ -75,6 +76,10 @@ def checkpoint_of(folder):
     latest = latest_checkpoint(folder)
     assert latest is not None
     return latest
+
+
+class Stopped(Exception):
+    """What a test ends a run with."""
 
 
 class Stop(TrainerCallback):
@@ -218,6 +223,37 @@ def test_ted_makes_its_filters_once(config, place, tmp_path, monkeypatch):
     assert after < before
     for layer, matrix in load_file(fresh.output / FILTERS_NAME).items():
         torch.testing.assert_close(matrix, filters[layer], rtol=0, atol=0)
+
+
+def test_filters_and_projections_are_as_readable_as_the_files_beside_them(config, tmp_path):
+    """As the library writes them, they are their owner's alone."""
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "own").mkdir()
+        train(replace(config, hints="ted:steps=1 + mse:projection=learned", max_steps=1, save_steps=1))
+        save_projections({"a": torch.ones(2)}, tmp_path / "own")
+    finally:
+        os.umask(before)
+    files = [*config.output.rglob("hint_*.safetensors"), tmp_path / "own" / PROJECTIONS_NAME]
+    assert [path.name for path in files].count(PROJECTIONS_NAME) == 2
+    assert FILTERS_NAME in [path.name for path in files]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+    assert not list(config.output.glob("*.partial"))
+
+
+def test_filters_of_a_run_that_never_began_are_made_again(config, tmp_path, monkeypatch):
+    """It failed after they were made; the next call asks for others."""
+    asked = replace(config, hints="ted:map=last,steps=3", max_steps=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("logitcask_consumer.training.run.training_arguments", Mock(side_effect=Stopped))
+        with pytest.raises(Stopped):
+            train(replace(asked, hints="ted:map=last,steps=1"))
+    left = load_file(config.output / FILTERS_NAME)
+    train(asked)
+    train(replace(asked, output=tmp_path / "fresh"))
+    made, fresh = load_file(config.output / FILTERS_NAME), load_file(tmp_path / "fresh" / FILTERS_NAME)
+    assert all(torch.equal(made[layer], fresh[layer]) for layer in fresh)
+    assert not any(torch.equal(left[layer], fresh[layer]) for layer in fresh)
 
 
 @pytest.mark.parametrize(

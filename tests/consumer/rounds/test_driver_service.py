@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from logitcask_consumer.rounds import phases
 from logitcask_consumer.rounds.capture import CaptureError
 from logitcask_consumer.rounds.phases import EmptyRoundError
 from logitcask_consumer.rounds.state import read_state
@@ -23,6 +24,24 @@ class TestTheService:
         result, said = run(settings)
         assert result.state.status == "finished"
         assert any("waiting for the service" in line for line in said)
+
+    @pytest.mark.parametrize(
+        ("place", "status", "times"),
+        [("corpora", 507, 3), ("models", 502, 3), ("extractions", 504, 3), ("check", 502, 3), ("events", 502, 1)],
+    )
+    def test_is_waited_for_while_its_disk_is_full_or_a_proxy_answers(self, settings, service, place, status, times):
+        answer, left = service.answer, [times]
+
+        def later(method, target, headers, body):
+            if left[0] and target.partition("?")[0].endswith(f"/{place}"):
+                left[0] -= 1
+                return service._json(status, {"error": {"code": "later", "message": "not yet"}})
+            return answer(method, target, headers, body)
+
+        service.answer = later
+        assert run(settings, rounds=1, steps_per_round=1)[0].state.status == "finished"
+        assert not left[0]
+        assert len(service.extractions) == 1
 
     def test_one_that_does_not_answer_ends_the_call_after_the_patience(self, settings, service):
         service.close()
@@ -128,6 +147,43 @@ class TestTheService:
         build_cask(service.casks / "run.r0001", tiny.teacher, random_documents(3))
         with pytest.raises(DocumentMismatchError, match=r"3 of 3 documents .* are none of the texts"):
             run(settings)
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_documents_that_another_run_adds_later_are_not_trained(self, settings, service, tiny, monkeypatch, number):
+        """Of two runs with one name; the cask of round 1 is trained on in round 2, too."""
+        settings = {**settings, "buffer": 2, "steps_per_round": 1}
+        make = phases.phase_of
+
+        def phase_of(config, state, own, **more):
+            if own.number == number:
+                place = config.cask_place(1)
+                manifest = Cask.open(place).manifest
+                build_cask(place, tiny.teacher, random_documents(3), spec=manifest.capture, recorded=[None] * 3)
+            return make(config, state, own, **more)
+
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", phase_of)
+        with pytest.raises(
+            DocumentMismatchError, match=r"3 of 23 documents .* none of the texts .* in round 1.*remove"
+        ):
+            run(settings)
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", make)
+        shutil.rmtree(service.casks / "run.r0001")
+        result, _ = run(settings)
+        assert result.state.status == "finished"
+        assert result.state.rounds[0].documents == len(Cask.open(service.casks / "run.r0001")) == 20
+
+    def test_texts_that_were_deleted_are_not_missed_by_losses_without_them(self, settings, monkeypatch):
+        settings = {**settings, "buffer": 2, "steps_per_round": 1}
+        make = phases.phase_of
+
+        def phase_of(config, state, own, **more):
+            shutil.rmtree(config.output / "rounds/0001", ignore_errors=True)
+            return make(config, state, own, **more)
+
+        monkeypatch.setattr("logitcask_consumer.rounds.driver.phase_of", phase_of)
+        result, _ = run(settings)
+        assert [own.stage for own in result.state.rounds] == ["trained", "trained"]
+        assert not (settings["output"] / "rounds/0001").exists()
 
     def test_an_empty_cask_says_what_to_do_and_loses_nothing(self, settings, service):
         service.drop_all = True

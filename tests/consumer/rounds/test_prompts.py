@@ -28,9 +28,9 @@ def test_text_messages_and_ids(tmp_path, tokenizer):
     messages = [{"role": "user", "content": "w3 w4"}]
     prompts = read(
         tmp_path, tokenizer, {"prompt": "w3 w4", "id": 1}, "", {"messages": messages}, {"prompt": messages},
-        {"input_ids": [7, 8]},
+        {"input_ids": [7, 8]}, {"messages": [{"role": "user", "content": [{"type": "text", "text": "w5"}]}]},
     )  # fmt: skip
-    assert prompts.ids == [[3, 4], [3, 4, 9], [3, 4, 9], [7, 8]]
+    assert prompts.ids == [[3, 4], [3, 4, 9], [3, 4, 9], [7, 8], [5, 9]]
 
 
 def test_prompts_that_leave_no_room_are_counted(tmp_path, tokenizer):
@@ -60,6 +60,19 @@ def test_prompts_that_leave_no_room_are_counted(tmp_path, tokenizer):
         ),
         ({"prompt": [{"role": "assistant", "content": "w4"}]}, "line 2: the last of `prompt` is the assistant's"),
         ({"input_ids": [3, 97]}, "line 2: `input_ids` should be a list of token ids below 97"),
+        pytest.param("[" * 100_000, "line 2: is no JSON", id="deep"),
+        ({"messages": [{"content": "w3"}]}, "line 2: `messages[0]` has no `role`"),
+        ({"prompt": [{"role": 1, "content": "w3"}]}, "line 2: `prompt[0]` has no `role`"),
+        ({"messages": [{"role": "user"}]}, "line 2: `messages[0]` has content of type NoneType"),
+        ({"messages": [{"role": "user", "content": 5}]}, "line 2: `messages[0]` has content of type int"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "w3"}, {"type": "text", "text": "w4"}]}
+                ]
+            },
+            "line 2: `messages[0]` has content of type list; write it as one string",
+        ),
         ({"input_ids": [True]}, "line 2: `input_ids`"),
         ({"input_ids": [-1]}, "line 2: `input_ids`"),
         ({"input_ids": []}, "line 2: the prompt has no token"),

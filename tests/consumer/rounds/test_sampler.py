@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, write_chunk
+from logitcask_consumer.rounds.sampler import Sampling, chunk_seed, chunks_of, logprobs_under, write_chunk
 from logitcask_consumer.student.generation import ends_of, pad_of
 from logitcask_schemas.errors import ModelError
 from tests.support.consumer.cask_builder import VOCAB, tiny_model, tiny_tokenizer
@@ -39,6 +39,24 @@ def test_texts_stand_behind_their_prompts_and_end_with_the_end(model):
         assert 1 not in written[:-1]
         assert text.recorded == [len(prompt) - 1, len(text.input_ids) - 1]
     assert {text.finish for text in write(model, Sampling(max_new_tokens=2))} == {"length"}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=12), Sampling(max_new_tokens=12, temperature=0.5)])
+def test_ids_beyond_the_vocabulary_of_the_teacher_are_not_written(model, sampling):
+    """Those of a student whose vocabulary is padded further; log q is that of the others alone."""
+    texts = write_chunk(model, PROMPTS, sampling, seed=11, ends=(1,), pad=0, vocabulary=60)
+    for text in texts:
+        written = text.input_ids[-text.sampled :]
+        assert max(written) < 60
+        dense = log_p(model, text.input_ids, text.sampled, lambda logits: logits[:, :60] / sampling.temperature)
+        expected = dense.gather(1, torch.tensor(written)[:, None])[:, 0].numpy()
+        np.testing.assert_allclose(text.logprobs, expected, atol=1e-4)
+        if sampling.temperature == 1:
+            scored = logprobs_under(model, text.input_ids, text.sampled, vocabulary=60)
+            np.testing.assert_allclose(scored, expected, atol=1e-4)
+    assert any(max(text.input_ids[-text.sampled :]) >= 60 for text in write(model, sampling)), "the control"
+    same = write_chunk(model, PROMPTS, sampling, seed=11, ends=(1,), pad=0, vocabulary=VOCAB)
+    assert same == write(model, sampling), "a vocabulary of the student's width or more changes nothing"
 
 
 def no_change(logits):

@@ -66,6 +66,10 @@ def test_files_that_are_none_are_refused(tmp_path):
     (tmp_path / "no.jsonl").write_text("question: a\n")
     with pytest.raises(TaskError, match=r"no\.jsonl, line 1: expected JSON"):
         read_questions(tmp_path / "no.jsonl")
+    for number, text in enumerate(("[" * 100_000, f'{{"question": {"9" * 5000}}}')):
+        (tmp_path / f"{number}.jsonl").write_text(text)
+        with pytest.raises(TaskError, match=rf"{number}\.jsonl.*: expected JSON"):
+            read_questions(tmp_path / f"{number}.jsonl")
 
 
 def test_a_task_lies_beside_its_data(tmp_path):

@@ -294,7 +294,7 @@ def test_the_summary_is_a_mean_and_the_student_generates_as_its_teacher(config, 
         assert saved is json.loads((place / "teacher" / "config.json").read_text())["use_cache"] is True
 
 
-@pytest.mark.parametrize("content", ["[]", "1", "null", "{", '"run"'])
+@pytest.mark.parametrize("content", ["[]", "1", "null", "{", '"run"', pytest.param("[" * 100_000, id="deep")])
 def test_a_document_that_is_no_run_is_told_in_one_line(config, content):
     config.output.mkdir()
     (config.output / "logitcask.json").write_text(content)

@@ -1,6 +1,7 @@
 """What a run saves: DoRA as well as LoRA, adapters merged into the weights, other precisions."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def test_weights_are_as_readable_as_the_files_beside_them(config, saved):
     modes = {path: path.stat().st_mode & 0o777 for path in config.output.rglob("*.safetensors")}
     assert {path.parent.name for path in modes} == {config.output.name, "initial", "checkpoint-1", "checkpoint-2"}
     assert set(modes.values()) == {0o640}
+
+
+def test_a_run_whose_student_could_not_be_saved_is_refused_before_it_begins(config, place, tmp_path):
+    """Tokenizers take paths as text; the casks are read wherever they lie."""
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(place / "cask", latin / "cask")
+    with pytest.raises(TrainConfigError, match=r"output .*/caf\\xe9/run is a path that is no UTF-8"):
+        replace(config, output=latin / "run")
+    train(replace(config, max_steps=1, casks=(latin / "cask",)))
+    train(replace(config, max_steps=1, output=tmp_path / "plain"))
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (config.output, tmp_path / "plain")]
+    assert weights[0] == weights[1]
 
 
 def test_weights_that_lack_no_permission_are_left_alone(tmp_path, monkeypatch):

@@ -181,6 +181,7 @@ def test_ranges_come_from_a_file(cask, tmp_path):
     assert list(bound(f"ranges:file={path}").contents()) == ["ranges"]
     for line, message in (
         ("{", "should be"),
+        ("[" * 100_000, "should be"),
         ('{"document_id": "ab", "ranges": []}', "64 hex"),
         (json.dumps({"document_id": ids[0], "ranges": [[3, 2]]}), "start <= stop"),
         (json.dumps({"document_id": ids[0], "ranges": [[1, 2, 3]]}), "should be"),

@@ -4,6 +4,7 @@ One row per document; every other column is a list whose values lie end to end, 
 value.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -259,7 +260,7 @@ def only_batch(path: Path, content: memoryview | None) -> Any:
     if content is not None:
         buffer = pa.py_buffer(content)
     else:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(os.fsencode(path)) as source:
             # Closing the source gives the file descriptor back; the buffer keeps the mapping itself alive.
             buffer = source.read_buffer()
     # From a buffer, not from the file: a file's footer is read by Arrow's thread pool, which costs two thread switches

@@ -1,6 +1,7 @@
 """Near documents: by brute force over the decoded vectors, in blocks and over shards, and what cannot be asked."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from logitcask_schemas.cli.main import main
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, HintsDroppedError
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintPositions, HintSpec
-from logitcask_schemas.record.hints import projection_DN
+from logitcask_schemas.record.hints import HintRows, projection_DN
 from tests.support.schemas.cask_samples import make_documents, make_teacher
 from tests.support.schemas.hint_samples import WIDTH, cask_with_hints
 
@@ -108,16 +109,78 @@ def test_damaged_and_dropped_files_are_noticed(tmp_path: Path) -> None:
         nearest(Cask.open(place, tokenizer_fingerprint=None), asked, count=2)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '["a"]', "[[1, 2], [3, 4]]", "[true]", "null", "3"])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_cosines_do_not_hang_on_the_size_of_vectors(cask: Cask, size: float) -> None:
+    """Squares of both sizes lie beyond float32."""
+    asked = vector_of(cask, 3)
+    expected = nearest(cask, asked, count=3)
+    assert expected[0].document == 3
+    actual = nearest(cask, asked * np.float32(size / np.abs(asked).max()), count=3)
+    assert [own.document for own in actual] == [own.document for own in expected]
+    assert [own.cosine for own in actual] == pytest.approx([own.cosine for own in expected], abs=1e-5)
+
+
+def test_rows_of_any_size_are_near_to_what_points_where_they_do(tmp_path: Path) -> None:
+    spec = HintSpec(layers=(2,), positions="last")
+    rows = [np.full((1, 1, WIDTH), size, dtype=np.float32) for size in (1e30, 1e-30, -1e30)]
+    with CaskWriter.create(
+        tmp_path / "cask", teacher=make_teacher(), capture=CaptureSpec(tau=0.05, hints=spec), version=2
+    ) as writer:
+        documents = make_documents([5, 6, 7], 0)
+        writer.publish(
+            [replace(own, hints=HintRows.encode(row, spec)) for own, row in zip(documents, rows, strict=True)]
+        )
+    found = nearest(Cask.open(tmp_path / "cask"), np.ones(WIDTH, dtype=np.float32), count=3)
+    assert [own.cosine for own in found] == pytest.approx([1, 1, -1], abs=1e-3)
+
+
+DEEP, LONG = pytest.param("[" * 100_000, id="deep"), pytest.param(f"[{'9' * 400}]", id="long")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '["a"]', "[[1, 2], [3, 4]]", "[true]", "null", "3", DEEP, LONG])
 def test_files_that_hold_no_vector_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "vector.json").write_text(text)
     with pytest.raises(CaskError, match="holds no vector"):
         read_vector(tmp_path / "vector.json")
 
 
+def npy(header: str) -> bytes:
+    """A file of numpy with a header of its own, and one number."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }\n"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999999999999,), }\n"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (), }\n"),
+    ],
+    ids=["empty", "more than memory", "more than an address", "a number alone"],
+)
+def test_damaged_files_of_numpy_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vector.npy").write_bytes(content)
+    with pytest.raises(CaskError, match="holds no vector"):
+        read_vector(tmp_path / "vector.npy")
+
+
+def test_an_archive_of_arrays_is_no_vector(tmp_path: Path) -> None:
+    with (tmp_path / "vector.npy").open("wb") as file:
+        np.savez(file, a=np.ones(3))
+    with pytest.raises(CaskError, match=r"an archive \(.npz\)"):
+        read_vector(tmp_path / "vector.npy")
+
+
+def test_numbers_beyond_float32_are_no_vector(cask: Cask, tmp_path: Path) -> None:
+    (tmp_path / "vector.json").write_text(json.dumps([1e300] * WIDTH))
+    with pytest.raises(NearestError, match="not finite"):
+        as_stored(cask, read_vector(tmp_path / "vector.json"))
+
+
 def test_vectors_are_read_from_numpy_and_json(tmp_path: Path) -> None:
     np.save(tmp_path / "vector.npy", np.array([[1.5, -2.0]]))
-    (tmp_path / "vector.json").write_text("[1.5, -2]")
+    (tmp_path / "vector.json").write_bytes(b"\xef\xbb\xbf[1.5, -2]")  # with a mark, as some editors write it
     for name in ("vector.npy", "vector.json"):
         assert read_vector(tmp_path / name).tolist() == [1.5, -2.0]
     with pytest.raises(CaskError, match="holds no vector"):
