@@ -114,7 +114,9 @@ def with_router_loss(out: dict[str, Any], counted: Tensor) -> Tensor:
 def _function(model: Any) -> tuple[Callable[..., Any], int, int] | None:
     """Transformers' function for a model, the number of its experts, and of those of a token."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    function = getattr(sys.modules[type(whole).__module__], "load_balancing_loss_func", None)
+    # Of a student that is spread over processes, or that somebody has made a class of their own of: its family's.
+    modules = (sys.modules[each.__module__] for each in type(whole).__mro__)
+    function = next(filter(None, (getattr(module, "load_balancing_loss_func", None) for module in modules)), None)
     experts, chosen = getattr(whole, "num_experts", None), getattr(whole, "num_experts_per_tok", None)
     if function is None or experts is None or chosen is None:
         return None

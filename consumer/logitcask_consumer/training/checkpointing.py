@@ -5,6 +5,9 @@ has a part of both, and of hints' projections, from each process (`student.shard
 run of either kind goes on from either. The saved student is a Hugging Face folder always.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,11 @@ class CheckpointingTrainer(Trainer):
     @property
     def _checkpoints(self) -> Path:
         return Path(str(self.args.output_dir))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers, without its warning of arguments that a run may go on with others of."""
+        with _without_comparison():
+            return super().train(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint to: no folder of a checkpoint's name is ever incomplete."""
@@ -180,6 +188,26 @@ class CheckpointingTrainer(Trainer):
 
 _OPTIMIZER, _SCHEDULE = "optimizer.pt", "scheduler.pt"
 """As transformers names them."""
+
+
+@contextmanager
+def _without_comparison() -> Iterator[None]:
+    """Transformers warns where a run goes on in other micro-batches, or with steps saved or logged at others.
+
+    Here the first follows from the number of processes, and changes no step; the others are what was asked for.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "The following arguments do not match the ones in the `trainer_state.json`" not in record.getMessage()
+
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_other)
 
 
 def _take_weights(model: Any, checkpoint: Path) -> None:

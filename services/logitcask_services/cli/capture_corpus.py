@@ -13,6 +13,7 @@ from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.errors import ModelError, OptionError
 from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
 from logitcask_services.cli.capture_options import with_capture_options
+from logitcask_services.cli.capture_places import place_of, require_usable
 from logitcask_services.cli.connection import say
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from logitcask_services.settings import ServiceSettings
 
 Executor = Literal["local", "ray"]
+_LONGEST_PART = 40
+"""Characters; more are no numbers of parts, and would stand in a file's name."""
 
 
 @with_capture_options
@@ -121,7 +124,7 @@ def capture_corpus(
     if executor == "local" and (for_ray := [name for name, value in on_ray.items() if value is not None]):
         raise OptionError(f"{', '.join(for_ray)}: for a Ray cluster; add --executor ray, or leave it out")
 
-    place, beside = _place(cask, work)
+    place, beside = place_of(cask, work)
     work = (work or beside.with_name(f"{beside.name}.work")).absolute()
     errors = errors or beside.with_name(f"{beside.name}.errors{_suffix(share)}.jsonl")
 
@@ -161,7 +164,7 @@ def capture_corpus(
         require_ray("logitcask capture --executor ray", ray_address)
     elif teachers is not None and teachers > 1:
         require_many(settings, teachers)
-    _require_usable(place, work, errors, single_writer=single_writer)
+    require_usable(place, work, errors, corpus, single_writer=single_writer)
     roster = require_teachers(settings)
     facts = roster.facts(roster.names[0]) or _facts_of_loaded(settings)
     spec = resolve_hints(capture_spec(**capture), facts.hint_shape)
@@ -252,53 +255,15 @@ def _ray_pool(job: "CaptureJob", load: "Callable[[], Engine]", console: Console,
     return RayPool(job, load, RayOptions(**on_ray), say=lambda line: say(console, line))
 
 
-def _place(cask: str, work: Path | None) -> tuple[Path | str, Path]:
-    """Folder or URL of a cask, and the local path whose name those of the files beside it begin with.
-
-    Raises OptionError where it is a URL, and nothing says where they go.
-    """
-    from logitcask_schemas.cask.storage.object_store import is_url
-
-    if not is_url(cask):
-        return Path(cask).absolute(), Path(cask).absolute()
-    if work is None:
-        raise OptionError(
-            f"--work: is needed, as --cask is {cask}: a local folder for the corpus's tokens, which all parts see, or "
-            "one of each machine, which then makes them itself"
-        )
-    return cask.rstrip("/"), work.absolute()
-
-
-def _require_usable(place: Path | str, work: Path, errors: Path, *, single_writer: bool) -> None:
-    """Require that cask, tokens and errors file can be put where they shall lie, before a teacher is loaded.
-
-    Raises FolderError, OptionError, CaskError or StoreError.
-    """
-    from logitcask_schemas.cask.publication import require_only_cask
-    from logitcask_services.cask_places import CaskStore, holds_cask, make_writable
-
-    if errors.is_dir():
-        raise OptionError(f"--errors {errors}: is a folder; name a file")
-    make_writable(work, "--work")
-    make_writable(errors.parent, "--errors")
-    if isinstance(place, str):
-        CaskStore(place, Path(), single_writer=single_writer).require_usable()
-    elif place.exists():
-        make_writable(place, "--cask")
-        if not holds_cask(place):
-            require_only_cask(str(place), (child.name for child in place.iterdir()))
-    else:
-        make_writable(place.parent, "--cask")
-
-
 def _part(text: str | None) -> "Part":
     from logitcask_services.jobs.executors.corpus_capture import Part
 
     if text is None:
         return Part()
     index, slash, parts = text.partition("/")
-    if not (slash and index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
-        raise OptionError(f"--part {text}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8")
+    are_numbers = slash and index.isdecimal() and parts.isdecimal() and len(text) <= _LONGEST_PART
+    if not are_numbers or int(index) >= int(parts):
+        raise OptionError(f"--part {text[:_LONGEST_PART]}: expected I/N with I from 0 to N - 1, such as 0/8 to 7/8")
     return Part(index=int(index), parts=int(parts))
 
 

@@ -188,12 +188,15 @@ class _Lines:
 
 
 def write_errors(path: Path, failures: Iterable[Failure]) -> int:
-    """Write an errors file, a failure a line, or remove that of an earlier run where there are none; how many."""
+    """Write an errors file, a failure a line, or remove that of an earlier run where there are none; how many.
+
+    What is no file (/dev/null, a pipe) stays, and so does a link, such as /dev/stderr.
+    """
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for failure in failures:
             file.write(f"{failure.model_dump_json()}\n")
             count += 1
-    if not count:
+    if not count and path.is_file() and not path.is_symlink():
         path.unlink()
     return count

@@ -82,7 +82,7 @@ def require_team(settings: "ServiceSettings") -> None:
 
 
 def require_ray(command: str, address: str | None) -> None:
-    """Raise MissingExtraError or CaptureStoppedError where there is no Ray here, or no cluster at the address.
+    """Raise MissingExtraError or CaptureStoppedError where there is no Ray here, or no cluster that lets us in.
 
     Args:
         command: That asks for it.
@@ -90,9 +90,9 @@ def require_ray(command: str, address: str | None) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise MissingExtraError(command, "ray", "ray")
-    from logitcask_services.jobs.executors.ray_pool import require_cluster
+    from logitcask_services.jobs.executors.ray_head import require_answer
 
-    require_cluster(address)
+    require_answer(address)
 
 
 def load_team(

@@ -51,6 +51,16 @@ def test_it_is_what_transformers_computes(kind):
     assert "router" not in model.eval()(input_ids=ids, position_ids=positions, distill=Zero())
 
 
+def test_a_student_of_a_class_of_its_own_is_known_by_its_family():
+    """As one is that is spread over processes: torch makes a class for it."""
+    plain = student("mixtral")
+    expected = router_note(plain, None)
+    assert expected is not None
+    assert "--router-loss" in expected
+    plain.__class__ = type("Spread", (type(plain),), {"__module__": __name__})
+    assert router_note(plain, None) == expected
+
+
 def test_unused_slots_count_for_nothing():
     positions = torch.tensor([[0, 1, 2, 0, 1, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6, 7]])
     used = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0], [1] * 8]).bool()

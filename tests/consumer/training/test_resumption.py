@@ -1,6 +1,7 @@
 """A run that was interrupted anywhere, and goes on with any number of processes, trains what an unbroken one does."""
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -246,3 +247,27 @@ def test_going_on_from_an_earlier_checkpoint_replaces_the_later_ones(base, tmp_p
     last = losses(whole.output)[-1][0]
     assert {path.name for path in checkpoints.iterdir()} == {f"checkpoint-{step}" for step in (8, 10, 15, last)}
     shutil.rmtree(broken.output)
+
+
+def test_a_run_that_goes_on_in_other_micro_batches_and_saves_elsewhere_is_not_warned(base, place):
+    """Both are as they were asked for; transformers takes them for a mistake."""
+    said = list[str]()
+
+    class Hears(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    handler = Hears()
+    config = replace(base, output=place / "unwarned", micro_tokens=256, save_steps=3, epochs=1)
+    assert recorded_train(config, place / "unwarned.0-0.npz", stop=4) is None
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        result = train(replace(config, micro_tokens=64, save_steps=1))
+        saved = {folder.name for folder in (config.output / "checkpoints").iterdir()}
+        logging.getLogger("transformers.trainer_utils").warning("something else")
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert result.resumed_from is not None
+    assert result.resumed_from.name == "checkpoint-3"
+    assert {"checkpoint-4", "checkpoint-5"} <= saved, "what was asked for holds"
+    assert said == ["something else"]

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"student": "tied", "micro_tokens": 64},
     "frozen": {"freeze_head": True, "gradient_checkpointing": True},
     "hints": {"hints": "pkd:map=uniform@1.0 + mse@0.5"},
+    "experts": {"student": "experts"},
 }
 
 
@@ -46,8 +47,13 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     spec = CaptureSpec(tau=0.05, hints=HintSpec(layers=(0, 2, 4)))
     build_cask(folder / "cask", save_teacher(folder / "teacher"), random_documents(40), spec=spec, per_shard=16)
-    tiny_model(layers=2, seed=5, tie_word_embeddings=True).save_pretrained(folder / "tied")
-    tiny_tokenizer().save_pretrained(folder / "tied")
+    students = {
+        "tied": tiny_model(layers=2, seed=5, tie_word_embeddings=True),
+        "experts": tiny_model("mixtral", layers=2, seed=5, num_local_experts=4, num_experts_per_tok=2),
+    }
+    for name, student in students.items():
+        student.save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
     return folder
 
 
@@ -94,12 +100,16 @@ def runs(config, place):
         train(config(f"one-{variant}", save_steps=4, **more))
     assert recorded_train(config("1-2"), place / "record", stop=5) is None
     together("variants", [call(f"two-{variant}", variant=variant, save_steps=4) for variant in VARIANTS])
-    broken = [call("2-1", variant="hints", stop=5), *(call(name, stop=5) for name in ("2-3", "2-1-3"))]
+    broken = [
+        call("2-1", variant="hints", stop=5),
+        call("2-3", variant="experts", stop=5),
+        call("2-1-3", stop=5),
+    ]
     others = [call("1-2"), call("bfloat16", precision="bfloat16", save_steps=4), call("deaf", save_steps=4, deaf=True)]
     together("others", broken + others)
     train(config("2-1", **VARIANTS["hints"]))
     assert recorded_train(config("2-1-3"), place / "record", stop=9) is None
-    together("three", [call("2-3"), call("2-1-3")], processes=3)
+    together("three", [call("2-3", variant="experts"), call("2-1-3")], processes=3)
     together("kill", [call("killed", kill=KILLED)], killed=1)
     return place
 
@@ -125,7 +135,7 @@ def assert_same_run(one, other):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_processes_that_share_a_student_train_as_one(runs, variant):
-    """Curve, weights, config and files; tied weights and accumulation, a frozen head and recomputation, hints."""
+    """Curve, weights, config and files; tied weights and accumulation, a frozen head, hints, experts."""
     assert_same_run(runs / f"one-{variant}", runs / f"two-{variant}")
 
 
@@ -155,9 +165,11 @@ def test_bfloat16_lowers_the_loss_as_float32_does(runs):
     assert {value.dtype.itemsize for value in load_file(runs / "bfloat16" / "model.safetensors").values()} == {4}
 
 
-@pytest.mark.parametrize(("way", "as_one"), [("2-1", "hints"), ("2-3", "plain"), ("2-1-3", "plain"), ("1-2", "plain")])
+@pytest.mark.parametrize(
+    ("way", "as_one"), [("2-1", "hints"), ("2-3", "experts"), ("2-1-3", "plain"), ("1-2", "plain")]
+)
 def test_a_run_goes_on_with_any_number_of_processes(runs, way, as_one):
-    """Also from whole to shared and back, and with projections of hints."""
+    """Also from whole to shared and back, with projections of hints, and with experts, which files keep apart."""
     assert_same_run(runs / f"one-{as_one}", runs / way)
 
 

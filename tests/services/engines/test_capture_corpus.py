@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cli.main import main
 from logitcask_services.cli import capture_corpus
+from logitcask_services.cli.capture_run import write_errors
 from tests.support.services.corpus_captures import files_of
 
 
@@ -81,15 +83,23 @@ def test_bad_lines_that_must_not_be(run, corpus, tmp_path):
     [
         (["--part", "8/8"], "I from 0 to N - 1"),
         (["--part", "1"], "expected I/N"),
+        (["--part", "1" * 5000 + "/8"], "expected I/N"),
+        (["--part", "0/" + "9" * 300], "expected I/N"),
+        (["--errors", "corpus.jsonl"], "corpus.jsonl: is the corpus, which it would replace"),
+        (["--errors", "e" * 300], "cannot be used (File name too long)"),
+        (["--errors", "cask/errors.jsonl"], "cask/errors.jsonl: lies in the cask"),
+        (["--work", "cask"], "cask: lies in the cask"),
         (["--teachers", "2"], "in processes of their own"),
         (["--ray-address", "h:1", "--cpus-per-teacher", "2"], "--ray-address, --cpus-per-teacher: for a Ray cluster"),
         (["--max-length", "129"], "expected 4 to 128"),
     ],
 )
-def test_what_cannot_be_meant(run, corpus, words, message):
+def test_what_cannot_be_meant(run, corpus, tmp_path, words, message):
+    before = files_of(tmp_path)
     code, said = run(corpus, "--cask", "cask", *words)
     assert code == 2
     assert message in said["stderr"]
+    assert files_of(tmp_path) == before, "nothing is made, or written over"
 
 
 def test_a_part_without_work_is_no_problem(run, corpus, tmp_path):
@@ -114,6 +124,8 @@ def test_a_part_without_work_is_no_problem(run, corpus, tmp_path):
         (["--cask", "cask", "--errors", "a-file/errors"], 1, "name another with --errors"),
         (["--cask", "cask", "--errors", "a-folder"], 2, "a-folder: is a folder; name a file"),
         (["--cask", "a-folder"], 1, "holds 'notes' and no cask.json"),
+        (["--cask", "a-dangling-link"], 1, "a-dangling-link cannot be written to (File exists)"),
+        (["--cask", "a-loop"], 1, "a-loop cannot be written to"),
     ],
 )
 def test_what_is_in_the_way_is_told_before_a_teacher_loads(run, corpus, tmp_path, monkeypatch, words, code, message):
@@ -121,9 +133,26 @@ def test_what_is_in_the_way_is_told_before_a_teacher_loads(run, corpus, tmp_path
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
     (tmp_path / "a-folder" / "notes").touch()
+    (tmp_path / "a-dangling-link").symlink_to("nowhere")
+    (tmp_path / "a-loop").symlink_to("a-loop")
     ended, said = run(corpus, *words)
     assert ended == code
     assert message in said["stderr"].replace("\n", "")
+
+
+def test_an_errors_file_that_is_no_file_of_ours_stays(tmp_path):
+    """`--errors /dev/null` took it away from the whole machine, where root captured."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "of-another").write_text("an earlier run\n")
+    (tmp_path / "link").symlink_to("of-another")
+    (tmp_path / "file").write_text("an earlier run\n")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # a writer would wait for one
+    try:
+        assert [write_errors(tmp_path / name, []) for name in ("pipe", "link", "file", "new")] == [0, 0, 0, 0]
+    finally:
+        os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "of-another", "pipe"]
+    assert (tmp_path / "of-another").read_text() == ""
 
 
 def test_the_corpus_needs_no_word_before_it(run, corpus):

@@ -8,7 +8,6 @@ nothing by itself, so that whoever is given up is counted in one place.
 import logging
 import os
 import queue
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from logitcask_services.jobs.executors.chunk_orders import (
     WorkerManners,
 )
 from logitcask_services.jobs.executors.chunk_worker import ChunkWorker, LoadEngine
-from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
+from logitcask_services.jobs.executors.ray_head import named_address, no_cluster, require_listener, unusable_cluster
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 5.0
@@ -35,7 +34,6 @@ LEASE_SECONDS: Final = 120.0
 THREADS: Final = 4
 """Of an actor: one waits for events, others take orders."""
 FINISH_SECONDS: Final = 60.0
-LISTENER_SECONDS: Final = 10.0
 GRACE_SECONDS: Final = 3.0
 """For actors to end what they publish when the pool is closed; a service that stops waits 5 s for all of it."""
 
@@ -129,7 +127,7 @@ class RayPool:
         except ModuleNotFoundError as error:
             raise MissingExtraError("logitcask capture --executor ray", "ray", "ray") from error
         self._ray: Any = ray
-        address, listens = _named(options.address), require_cluster(options.address)
+        address, listens = named_address(options.address), require_listener(options.address)
         try:
             self._ray.init(
                 address=address,
@@ -143,7 +141,7 @@ class RayPool:
                 num_gpus = float(options.parallel) if self._ray.cluster_resources().get("GPU") else 0.0
         except (OSError, ValueError, ray.exceptions.RayError) as error:  # the head may go while it is asked
             self._ray.shutdown()
-            raise (_unusable_cluster if listens else _no_cluster)(address, error) from error
+            raise (unusable_cluster if listens else no_cluster)(address, error) from error
         self._num_gpus, self._num_cpus = num_gpus, options.num_cpus
         self._actor_class: Any = self._ray.remote(ChunkActor).options(
             num_cpus=options.num_cpus, num_gpus=num_gpus, max_concurrency=THREADS, max_restarts=0, max_task_retries=0
@@ -239,47 +237,6 @@ class RayPool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _named(address: str | None) -> str | None:
-    """The address that was given, or that of the environment; None where neither is."""
-    return address or os.environ.get("RAY_ADDRESS") or None
-
-
-def require_cluster(address: str | None) -> bool:
-    """Raise CaptureStoppedError where nobody listens at `host:port`: Ray itself tries for minutes.
-
-    Args:
-        address: See `RayOptions`.
-
-    Returns:
-        Whether somebody listens there; False where no such address was named.
-    """
-    named = _named(address)
-    host, _, port = (named or "").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=LISTENER_SECONDS).close()
-        except (OSError, ValueError, OverflowError) as error:  # the latter of what is no host, or no port
-            raise _no_cluster(named, error) from error
-        return True
-    return False
-
-
-def _no_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
-    return CaptureStoppedError(
-        f"there is no Ray cluster at {address or 'this machine'}: {str(error).rstrip('.')}. Start one with `ray start "
-        "--head`, and name it as HOST:PORT; or leave --ray-address (and RAY_ADDRESS) out"
-    )
-
-
-def _unusable_cluster(address: str | None, error: Exception) -> CaptureStoppedError:
-    """Somebody listens there. Ray tells a token that is missing from a dead head in some of its messages only."""
-    return CaptureStoppedError(
-        f"the Ray cluster at {address or 'this machine'} cannot be used: {str(error).rstrip('.')}. Look whether it is "
-        "alive (`ray status`). Where it asks for a token, as one does whose head has a ~/.ray/auth_token, set "
-        "RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN or in that file here, too"
-    )
 
 
 class RayTeam:

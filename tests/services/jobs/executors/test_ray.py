@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ import pytest
 pytest.importorskip("ray", reason="in the extra `ray`")
 
 from logitcask_schemas.cask import Cask
+from logitcask_services.jobs.executors import ray_head
 from logitcask_services.jobs.executors.corpus_capture import CaptureStoppedError
 from logitcask_services.jobs.executors.leases import CHUNKS_AHEAD
 from logitcask_services.jobs.executors.ray_pool import RayOptions, RayPool, RayTeam
@@ -227,18 +229,50 @@ def test_an_address_where_no_cluster_is(tmp_path, undisturbed, monkeypatch, plac
         RayPool(job, FakeEngine, RayOptions(address=option))
 
 
-def test_a_cluster_that_asks_for_a_token(tmp_path, undisturbed):
+def test_a_cluster_that_asks_for_a_token(tmp_path, undisturbed, capfd):
     """As every one does whose head has the file of a token that Ray made for a cluster of its own earlier."""
     _, prepared, _ = undisturbed
     folder = Path(tempfile.mkdtemp(prefix="lc-ray-", dir="/tmp"))
     guarded = RayCluster(folder)
     guarded.start(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="a" * 32)
     try:
+        with pytest.raises(CaptureStoppedError, match=f"{guarded.address} cannot be used: .*token is missing"):
+            ray_head.require_answer(guarded.address)
+        assert capfd.readouterr().err == "", "Ray warns of each trial"
         with pytest.raises(CaptureStoppedError, match=f"at {guarded.address} cannot be used: .*RAY_AUTH_MODE=token"):
             RayPool(job_of(prepared, tmp_path / "cask"), FakeEngine, RayOptions(address=guarded.address))
     finally:
         guarded.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_that_lets_us_in(cluster, capfd):
+    ray_head.require_answer(cluster.address)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_who_listens_and_never_answers_is_no_cluster(monkeypatch):
+    """Such as another service's port; Ray itself would try for a quarter of an hour."""
+    monkeypatch.setattr(ray_head, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(CaptureStoppedError, match=rf"{address} cannot be used: nothing .* in 0\.5 s.*6379"):
+            ray_head.require_answer(address)
+
+
+def test_an_ipv6_address_stands_in_brackets(monkeypatch):
+    asked = list[tuple[str, int]]()
+
+    def connect(place, timeout):
+        asked.append(place)
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert ray_head.require_listener("[::1]:6379")
+    assert ray_head.require_listener("[fe80::1%eth0]:6379")
+    assert asked == [("::1", 6379), ("fe80::1%eth0", 6379)]
+    with pytest.raises(CaptureStoppedError, match=r"no Ray cluster at ::1:6379: .* in brackets, such as \[::1\]:6379"):
+        ray_head.require_listener("::1:6379")
 
 
 def test_a_service_captures_on_the_cluster(tmp_path, cluster, undisturbed, serve):
