@@ -12,11 +12,12 @@ Shape legend: R rows, V vocabulary.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from logitcask_services.draft_check.speculation import DraftCheckError
 
@@ -28,6 +29,7 @@ WHAT: Final[dict[Metric, str]] = {
 }
 
 
+_Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _FORMATS: Final = ("logitcask-report", "logitcask-reports")
 """Of report.json on one teacher, and of one that holds those of several."""
 
@@ -90,36 +92,99 @@ def of_report(path: Path, label: str | None, metric: Metric) -> Foretold:
         metric: which share.
 
     Raises:
-        DraftCheckError: it is no report, or says nothing of the model or the share.
+        DraftCheckError: it is no report, a damaged one, or says nothing of the model or the share.
     """
     file = path / "report.json" if path.is_dir() else path
     try:
         document: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DraftCheckError(f"--report {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DraftCheckError(f"--report {file} is not JSON ({error}); expected report.json of a report") from error
     if not isinstance(document, dict) or document.get("format") not in _FORMATS:
         raise DraftCheckError(f"--report {file} is no report.json of `logitcask report`")
     if document["format"] != _FORMATS[0]:
-        folders = ", ".join(str(file.parent / part["folder"]) for part in document["teachers"])
+        parts = _checked(file, _Parts, document).teachers
+        folders = ", ".join(str(file.parent / part.folder) for part in parts)
         raise DraftCheckError(f"--report {file} is of several teachers; name the folder of this one's: {folders}")
-    models = {str(model["label"]): model for model in document["models"]}
+    return _of_model(file, _checked(file, _Report, document), label, metric)
+
+
+class _Ends(BaseModel):
+    """Of a bracket."""
+
+    low: _Number
+    high: _Number
+
+
+class _Figure(BaseModel):
+    """An estimate; of one document it has no interval."""
+
+    value: _Number
+    low: _Number | None
+    high: _Number | None
+
+
+class _Model(BaseModel):
+    """One model of a report: the shares of drafts among its figures."""
+
+    label: str
+    metrics: dict[str, Any]
+    brackets: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Report(BaseModel):
+    """As much of report.json as is read here."""
+
+    models: list[_Model]
+    kinds: dict[str, str] = Field(default_factory=dict)
+
+
+class _Part(BaseModel):
+    """The report on one of several teachers."""
+
+    folder: str
+
+
+class _Parts(BaseModel):
+    """report.json on several teachers."""
+
+    teachers: list[_Part]
+
+
+Read = TypeVar("Read", bound=BaseModel)
+
+
+def _checked(file: Path, kind: type[Read], value: Any, *within: str) -> Read:
+    """A part of a report as what it should be; `within` says where it stands. Raises DraftCheckError."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in (*within, *first["loc"]))
+        raise DraftCheckError(
+            f"--report {file} is damaged, at `{place}`: {first['msg']}. Make the report again, or leave --report out"
+        ) from error
+
+
+def _of_model(file: Path, report: _Report, label: str | None, metric: Metric) -> Foretold:
+    """As `of_report`."""
+    models = {model.label: model for model in report.models}
     if label is None and len(models) > 1:
         raise DraftCheckError(f"--report {file} has {', '.join(models)}; say which with --label")
     chosen = models.get(label) if label is not None else next(iter(models.values()), None)
     if chosen is None:
         raise DraftCheckError(f"--report {file} has no model {label!r}; it has {', '.join(models) or 'none'}")
-    source = f"{metric} of {chosen['label']} in {file.name}"
-    bracket = chosen.get("brackets", {}).get(metric)
-    estimate = chosen["metrics"].get(metric)
+    source = f"{metric} of {chosen.label} in {file.name}"
+    bracket, estimate = chosen.brackets.get(metric), chosen.metrics.get(metric)
     # As in the report: beside its two ends a figure counts only where it is no bound itself.
-    if estimate is not None and (bracket is None or document.get("kinds", {}).get(metric) == "unbiased"):
-        ends = {end: estimate[end] for end in ("value", "low", "high")}
-        return Foretold(source=source, metric=metric, **ends)
+    if estimate is not None and (bracket is None or report.kinds.get(metric) == "unbiased"):
+        figure = _checked(file, _Figure, estimate, "metrics", metric)
+        return Foretold(source=source, metric=metric, value=figure.value, low=figure.low, high=figure.high)
     if bracket is not None:
-        return Foretold(source=source, metric=metric, value=None, low=bracket["low"], high=bracket["high"])
+        ends = _checked(file, _Ends, bracket, "brackets", metric)
+        return Foretold(source=source, metric=metric, value=None, low=ends.low, high=ends.high)
     raise DraftCheckError(
-        f"--report {file} says nothing of {metric} for {chosen['label']}: its records do not tell it. Leave --report "
+        f"--report {file} says nothing of {metric} for {chosen.label}: its records do not tell it. Leave --report "
         "out, then it is measured here"
     )

@@ -96,7 +96,13 @@ def test_what_a_report_does_not_say_is_told(report, label, metric, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "is not JSON"), ("{}", "is no report.json"), ("[]", "no report")],
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("{}", "is no report.json"),
+        ("[]", "no report"),
+    ],
 )
 def test_what_is_no_report_is_told(tmp_path, content, message):
     if content is not None:
@@ -145,3 +151,42 @@ def test_text_of_most_likely_tokens_passes_but_for_ties():
     assert not failed.passed
     assert failed.value == pytest.approx(0.989)
     assert failed.says.startswith("98.90% of the written tokens")
+
+
+FIGURE = {"value": 0.1, "low": 0.0, "high": 0.2}
+MODEL = {"label": "x", "metrics": {"agreement": FIGURE}, "brackets": {}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"models": None}, "models"),
+        ({"models": {"x": MODEL}}, "models"),
+        ({"models": ["x"]}, "models.0"),
+        ({"models": [{"metrics": {}}]}, "models.0.label"),
+        ({"models": [{"label": "x"}]}, "models.0.metrics"),
+        ({"models": [{**MODEL, "metrics": []}]}, "models.0.metrics"),
+        ({"models": [{**MODEL, "brackets": None}]}, "models.0.brackets"),
+        ({"models": [MODEL], "kinds": ["exact"]}, "kinds"),
+        ({"models": [{**MODEL, "metrics": {"agreement": 0.1}}]}, "metrics.agreement"),
+        ({"models": [{**MODEL, "metrics": {"agreement": {"value": 0.1}}}]}, "metrics.agreement.low"),
+        ({"models": [{**MODEL, "metrics": {"agreement": {**FIGURE, "value": None}}}]}, "metrics.agreement.value"),
+        ({"models": [{**MODEL, "metrics": {"agreement": {**FIGURE, "value": "0.1"}}}]}, "metrics.agreement.value"),
+        ({"models": [{**MODEL, "metrics": {"agreement": {**FIGURE, "high": float("nan")}}}]}, "metrics.agreement.high"),
+        ({"models": [{**MODEL, "metrics": {}, "brackets": {"agreement": {"low": 0}}}]}, "brackets.agreement.high"),
+        ({"format": "logitcask-reports"}, "teachers"),
+        ({"format": "logitcask-reports", "teachers": [{"label": "math"}]}, "teachers.0.folder"),
+    ],
+)
+def test_a_damaged_report_is_told_by_the_place(tmp_path, changed, place):
+    document = {"format": "logitcask-report", "version": 1, **changed}
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    with pytest.raises(DraftCheckError, match=rf"report\.json is damaged, at `{place}`: .*\. Make the report again"):
+        of_report(tmp_path, None, "agreement")
+
+
+def test_a_report_of_one_document_foretells_without_an_interval(tmp_path):
+    model = {**MODEL, "metrics": {"agreement": {"value": 1, "standard_error": None, "low": None, "high": None}}}
+    (tmp_path / "report.json").write_text(json.dumps({**REPORT, "models": [model]}))
+    foretold = of_report(tmp_path, None, "agreement")
+    assert (foretold.value, foretold.low, foretold.high) == (1.0, None, None)
