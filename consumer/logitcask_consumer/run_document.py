@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError
 
+from logitcask_schemas.cask.publication import cask_around
 from logitcask_schemas.errors import LogitcaskError
 
 RUN_NAME = "logitcask.json"
@@ -116,9 +117,10 @@ def write_run(output: Path, status: Literal["running", "finished"], content: dic
 
 
 def require_unused(output: Path) -> None:
-    """Raise RunFolderError where an output folder without a run holds a model or a cask, which a run would write over.
+    """Raise RunFolderError where an output folder without a run holds a model or a cask, or lies in one.
 
-    The folder of the teacher or of the student may have been named by mistake, and could not be had again.
+    A run would write over it. The folder of the teacher or of the student may have been named by mistake, and could not
+    be had again.
     """
     if (output / RUN_NAME).exists():
         return
@@ -128,6 +130,11 @@ def require_unused(output: Path) -> None:
                 f"the output folder {output} holds {what} that no run made ({path.name}); a run would write over it. "
                 "Name another folder (--output)"
             )
+    if (cask := cask_around(output)) is not None:
+        raise RunFolderError(
+            f"the output folder {output} lies in the cask {cask}, which holds nothing else. Name another folder "
+            "(--output)"
+        )
 
 
 def require_finished(folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from logitcask_consumer.run_document import CHECKPOINTS_NAME, RUN_NAME, checkpoints_in, read_run
 from logitcask_consumer.tasks.perturbations import Perturbation
+from logitcask_schemas.cask.publication import cask_around
 from logitcask_schemas.errors import LogitcaskError
 from logitcask_schemas.model_source import find_model
 
@@ -138,8 +139,10 @@ def require_writable(output: Path) -> None:
     """Refuse a folder that cannot be made or written before anything is measured for nothing; makes nothing.
 
     Raises:
-        ReportError: it cannot.
+        ReportError: it cannot, or lies in a cask.
     """
+    if (cask := cask_around(output)) is not None:
+        raise ReportError(f"--output {output}: lies in the cask {cask}, which holds nothing else; name another folder")
     standing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
     with explained_output(output), tempfile.TemporaryFile(dir=standing):
         pass

@@ -10,6 +10,7 @@ import yaml
 
 from logitcask_consumer.run_document import replace_file
 from logitcask_consumer.tasks.questions import LEAST_QUESTIONS, LETTERS, Question, TaskError
+from logitcask_schemas.cask.publication import cask_around
 
 PROMPT: Final = "Question: {{question}}\nAnswer:"
 _LETTERED: Final = (
@@ -39,7 +40,8 @@ def write_task(
         prompt: Jinja template of the question; None for `PROMPT`, or for one that lists the choices.
 
     Raises:
-        TaskError: the name is none, too few questions are left, or letters were asked for without choices.
+        TaskError: the name is none, too few questions are left, letters were asked for without choices, or the folder
+            lies in a cask.
     """
     if not _NAME.fullmatch(name):
         raise TaskError(f"the name of a task is of letters, digits, - and _, got {name!r}; name it with --name")
@@ -53,6 +55,8 @@ def write_task(
         raise TaskError(f"letters need questions with choices, at most {len(LETTERS)}")
     if lettered and prompt is not None:
         raise TaskError("a prompt of your own lists the choices itself; leave out --letters, or --prompt")
+    if (cask := cask_around(folder)) is not None:
+        raise TaskError(f"--output {folder}: lies in the cask {cask}, which holds nothing else; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     files = {"test": f"{name}.jsonl"} | ({"train": f"{name}.shots.jsonl"} if shots else {})
     parts = {"test": questions[shots:], "train": questions[:shots]}

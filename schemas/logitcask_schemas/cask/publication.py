@@ -5,6 +5,7 @@ file that the Arrow carrier makes of the columns, whichever carrier stores them.
 names the order of the documents; run again it knows what is already there without reading it.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -136,6 +137,12 @@ def require_only_cask(place: str, names: Iterable[str]) -> None:
     for name in names:
         if name not in _OURS and TEMP_PREFIX not in name:
             raise CaskError(f"{place}: holds {name!r} and no {MANIFEST_NAME}: not a cask. Name an empty or new folder.")
+
+
+def cask_around(path: Path) -> Path | None:
+    """The cask that a path is, or lies in, once links are followed; None where it is in none."""
+    place = Path(os.path.realpath(path))
+    return next((folder for folder in (place, *place.parents) if (folder / MANIFEST_NAME).exists()), None)
 
 
 def write_shard(

@@ -102,6 +102,7 @@ def fidelity(
         names = ", ".join("--" + name.replace("_", "-") for name in chosen)
         raise OptionError(f"{names}: of --sample; a cask says itself how it was captured: leave it out")
 
+    from logitcask_schemas.cask.publication import cask_around
     from logitcask_services.cask_places import make_writable
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.fidelity import Sample
@@ -109,6 +110,8 @@ def fidelity(
     from logitcask_services.teachers.outline import outline
 
     if output is not None:
+        if (around := cask_around(output)) is not None:
+            raise OptionError(f"--output {output}: lies in the cask {around}, which holds nothing else; name another")
         make_writable(output, "--output")
     folder = ModelFolder.open(teacher)
     facts = outline(folder, max_model_len)

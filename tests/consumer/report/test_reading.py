@@ -253,6 +253,17 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_read(plac
         make_report(config)
 
 
+@pytest.mark.parametrize("output", ["leaking", "leaking/report", "leaking/shards/a/b", "link", "link/report"])
+def test_a_report_within_a_cask_is_refused(place, output, tmp_path):
+    (tmp_path / "leaking").symlink_to(place / "leaking")
+    (tmp_path / "link").symlink_to(place / "leaking" / "shards")
+    before = sorted(place.rglob("*"))
+    config = ReportConfig(casks=(place / "gone",), models=(("s", place / "wide"),), output=tmp_path / output)
+    with pytest.raises(ReportError, match=r"lies in the cask .*leaking, which holds nothing else; name another folder"):
+        make_report(config)
+    assert sorted(place.rglob("*")) == before
+
+
 def test_the_name_of_the_teachers_column_is_refused(place, tmp_path):
     with pytest.raises(ReportError, match="the label 'teacher' is that of the teacher's own column"):
         make_report(ReportConfig(casks=(place / "held",), models=(("teacher", place / "wide"),), output=tmp_path / "o"))

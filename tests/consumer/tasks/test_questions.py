@@ -94,3 +94,12 @@ def test_a_task_that_cannot_be_is_refused(tmp_path):
         with pytest.raises(TaskError, match=message):
             write_task(questions, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_within_a_cask_is_refused(tmp_path):
+    (tmp_path / "cask.json").write_text("{}")
+    questions = [Question(text=f"q{n}", choices=None, answer="a") for n in range(12)]
+    for folder in (tmp_path, tmp_path / "tasks"):
+        with pytest.raises(TaskError, match=r"lies in the cask .*, which holds nothing else"):
+            write_task(questions, folder, name="mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["cask.json"]

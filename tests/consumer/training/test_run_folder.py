@@ -245,6 +245,8 @@ def test_what_cannot_work_is_said_in_one_line_before_anything_is_made(config, tm
         ({"output": tmp_path / "file"}, RunFolderError, "is a file"),
         ({"output": tmp_path / "file" / "out"}, RunFolderError, "Not a directory"),
         ({"output": Path("/proc/out")}, RunFolderError, "cannot be made or written"),
+        ({"output": config.casks[0]}, RunFolderError, "holds a cask that no run made"),
+        ({"output": config.casks[0] / "runs" / "one"}, RunFolderError, "lies in the cask .*, which holds nothing else"),
         ({"report_to": ("foo",)}, TrainConfigError, "no tracker 'foo'; there are .*tensorboard"),
         ({"report_to": ("dvclive",)}, TrainConfigError, "dvclive cannot be used here: .*installed"),
         ({"teacher": tmp_path / "gone"}, ModelError, "teacher folder .*gone does not exist"),

@@ -118,6 +118,7 @@ def test_a_corpus_is_captured_here(tiny_llama, sample):
         ),
         (("--sample", "EMPTY_LINES"), FidelityError, "holds no document of two tokens or more"),
         (("--cask", "CASK", "--output", "IN_A_FILE"), FolderError, "name another with --output"),
+        (("--cask", "CASK", "--output", "IN_THE_CASK"), OptionError, "which holds nothing else; name another"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told_before_a_model_is_loaded(
@@ -128,6 +129,7 @@ def test_what_cannot_be_looked_at_is_told_before_a_model_is_loaded(
     places = {
         "CASK": cask,
         "EMPTY_LINES": tmp_path / "lines.jsonl",
+        "IN_THE_CASK": cask / "out",
         "IN_A_FILE": tmp_path / "lines.jsonl" / "out",
     }
     if "EMPTY" in arguments:
