@@ -24,6 +24,7 @@ from logitcask_consumer.report.model_card import require_cards, write_cards
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.readers import foreign_models
 from logitcask_consumer.report.task_scores import load_suite
+from logitcask_consumer.report.texts import require_answers
 from logitcask_consumer.student.loading import folder_with_tokenizer, load_tokenizer
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 from logitcask_schemas.terminal import counted
@@ -65,6 +66,8 @@ def make_report(
     suite = load_suite(config, teachers) if config.tasks else None
     # A weight says that several teachers are no mistake: they are not mixed here.
     groups = open_groups([CaskSource(place=place, weight=1.0) for place in config.casks], loss="")
+    for group in groups if config.generate else []:
+        require_answers(group.casks)
     if len(groups) == 1:
         # A single teacher is taken at its word: where it is another's, the report says so.
         of_group = _with_teacher(config, groups[0]) if config.other_teachers else config

@@ -71,11 +71,21 @@ def prompts_of(casks: Sequence[Cask], count: int, *, longest: int | None, seed: 
         if len(prompts) == count:
             break
     if not prompts:
-        raise ReportError(
-            f"--generate: none of the {len(numbers):,} documents has an answer behind a prompt that fits every model. "
-            "Capture rows with messages, which say what the assistant writes; or leave out --generate"
-        )
+        raise _no_prompts(len(numbers))
     return sorted(prompts, key=lambda prompt: prompt.document)
+
+
+def require_answers(casks: Sequence[Cask]) -> None:
+    """Refuse casks of which no document can have an answer behind a prompt; reads no shard. Raises ReportError."""
+    if not any(entry.answer_positions for cask in casks for entry in cask.entries):
+        raise _no_prompts(sum(len(cask) for cask in casks))
+
+
+def _no_prompts(documents: int) -> ReportError:
+    return ReportError(
+        f"--generate: none of the {documents:,} documents has an answer behind a prompt that fits every model. Capture "
+        "rows with messages, which say what the assistant writes; or leave out --generate"
+    )
 
 
 def require_writer(label: str, model: Any, tokenizer: Any) -> None:

@@ -169,6 +169,17 @@ def test_a_model_whose_texts_would_never_end_is_refused_before_work(place, tmp_p
     assert not config.output.exists()
 
 
+def test_casks_without_answers_are_refused_before_any_model_is_opened(place, tmp_path):
+    build_cask(tmp_path / "other", load_model(place / "teacher"), DOCUMENTS, weights_digest="1" * 64)
+    models, said = (("student", place / "student"),), list[str]()
+    for casks in ((place / "plain",), (place / "held", tmp_path / "other")):  # of the second teacher
+        config = ReportConfig(casks=casks, models=models, output=tmp_path / "out", generate=4)
+        with pytest.raises(ReportError, match="--generate: none of the 10 documents has an answer behind a prompt"):
+            make_report(config, say=said.append)
+    assert not said
+    assert not config.output.exists()
+
+
 def test_a_recorded_answer_has_no_end_of_its_turn_as_a_written_text_has_none():
     class Tokenizer:
         """1 ends a turn, 2 is a line break."""
