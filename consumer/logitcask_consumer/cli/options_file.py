@@ -8,6 +8,7 @@ import typer
 
 _NOT_OPTIONS: Final = ("config_file", "as_json")
 """Which file it is, and what is printed, are said on the command line only."""
+_MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 def options_from_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -69,7 +70,7 @@ def _read_yaml(path: Path) -> list[tuple[str, Any]]:
     """Keys of the mapping that a file holds, with the nodes of their values.
 
     Raises:
-        typer.BadParameter: it holds none, or a key stands there twice: YAML takes the last.
+        typer.BadParameter: it holds none, a key is no name, or stands there twice: YAML takes the last.
     """
     import yaml
 
@@ -80,6 +81,16 @@ def _read_yaml(path: Path) -> list[tuple[str, Any]]:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
     if not isinstance(root, yaml.MappingNode):
         raise typer.BadParameter(f"{path} holds no options; write one a line, such as `seq-len: 1024`")
+    for key, _ in root.value:
+        if key.id != "scalar":
+            raise typer.BadParameter(
+                f"{path}: line {key.start_mark.line + 1}: expected the name of an option before `:`"
+            )
+        if key.tag == _MERGE:
+            raise typer.BadParameter(
+                f"{path}: line {key.start_mark.line + 1}: merge keys (<<) are not followed; write the options of the "
+                "other mapping here, one a line"
+            )
     pairs = [(str(key.value), value) for key, value in root.value]
     keys = [_key(key) for key, _ in pairs]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
