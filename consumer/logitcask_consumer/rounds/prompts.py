@@ -64,7 +64,7 @@ def read_prompts(path: Path, tokenizer: Any, *, longest: int) -> Prompts:
             continue
         ids.append(own)
     if not ids:
-        why = f"all {too_long} are longer than {longest} tokens (seq_len less max_new_tokens)" if too_long else "none"
+        why = f"all {too_long} are longer than {longest} tokens (seq_len + 1 - max_new_tokens)" if too_long else "none"
         raise PromptError(f"{path} holds no prompt that can be used: {why}. Expected JSON lines with {_FORMS}")
     return Prompts(ids=ids, too_long=too_long, sha256=hashlib.sha256(content).hexdigest())
 

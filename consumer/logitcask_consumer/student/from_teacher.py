@@ -120,6 +120,7 @@ class TeacherParts:
         student = teacher
         try:
             self._require_layers(teacher)  # before it reads for minutes
+            _require_numbers(teacher)
             if self.widths != Widths():
                 student = self._narrowed(teacher, read)
             if self.layers is not None:
@@ -159,6 +160,16 @@ class TeacherParts:
         numbers = most_important(layer_importance(model, prefix, text), self.layers)
         say(f"of {total} layers these are kept: {', '.join(map(str, numbers))}")
         return numbers
+
+
+def _require_numbers(teacher: Any) -> None:
+    """Raise ModelError where a weight holds NaN or infinity: whatever is computed of it is none, too."""
+    for name, weight in teacher.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(
+                f"the teacher's weight {name} holds NaN or infinity, so nothing can be told of its parts; fetch the "
+                "model again"
+            )
 
 
 def _items(text: str) -> dict[str, list[str]]:

@@ -36,7 +36,7 @@ def test_text_messages_and_ids(tmp_path, tokenizer):
 def test_prompts_that_leave_no_room_are_counted(tmp_path, tokenizer):
     prompts = read(tmp_path, tokenizer, {"prompt": "w3 " * 11}, {"prompt": "w3 " * 10})
     assert (len(prompts.ids), prompts.too_long) == (1, 1)
-    with pytest.raises(PromptError, match="all 1 are longer than 10 tokens"):
+    with pytest.raises(PromptError, match=r"all 1 are longer than 10 tokens \(seq_len \+ 1 - max_new_tokens\)"):
         read(tmp_path, tokenizer, {"prompt": "w3 " * 11})
 
 

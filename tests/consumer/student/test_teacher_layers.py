@@ -126,6 +126,17 @@ def test_kept_layers_are_what_they_were(case, tmp_path):
         torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", ["layers=2", "layers=2,by=importance", "heads=2,mlp=24", "hidden=16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_teacher_whose_weights_are_no_numbers_is_refused_by_the_weight(spec, value, tmp_path):
+    model = tiny_model("llama", num_attention_heads=4, num_key_value_heads=2)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StudentSpecError, match=r"weight model\.layers\.1\.mlp\.down_proj\.weight holds NaN or inf"):
+        StudentSpec.parse(f"from-teacher:{spec}").build(tmp_path, seed=0, texts=lambda tokens: random_documents(4))
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "scaled by the layer's number": (
         "gpt2",
