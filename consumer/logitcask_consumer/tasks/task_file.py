@@ -38,6 +38,13 @@ _REFUSED: Final = {
 }
 _STRUCTURE: Final = ("tag", "include")
 """Keys of a file that are none of a task."""
+_TYPES: Final[dict[str, tuple[type, str]]] = {
+    "task": (str, "a name (in quotes where it is a number)"),
+    **dict.fromkeys(("test_split", "validation_split", "fewshot_split"), (str, "the name of a split")),
+    **dict.fromkeys(("dataset_kwargs", "generation_kwargs", "fewshot_config"), (dict, "a mapping")),
+    "num_fewshot": (int, "a number"),
+}
+"""Of what is read here before lm-evaluation-harness looks at it."""
 _NEEDED: Final = ("task", "dataset_path", "output_type", "doc_to_text", "doc_to_target")
 
 
@@ -109,7 +116,7 @@ def _read_config(path: Path, *, run_code: bool) -> dict[str, Any]:
         config: dict[str, Any] = load_yaml(path, resolve_func=run_code)
     except OSError as error:
         raise TaskError(f"{path} cannot be read as a task: {error}") from error
-    except (yaml.YAMLError, ValueError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, TaskError):
             raise
         raise TaskError(f"{path} cannot be read as a task, a mapping in YAML: {first_line(error)}") from error
@@ -129,6 +136,8 @@ def _functions(path: Path, seen: set[Path]) -> Iterator[str]:
             yield f"{path}, line {event.start_mark.line + 1}"
     included = load_yaml(path, resolve_func=False, recursive=False).get("include", [])
     for other in included if isinstance(included, list) else [included]:
+        if not isinstance(other, str):
+            raise TaskError(f"{path}: include must be the name of a file, or a list of some, got {other!r}")
         yield from _functions(path.parent / other, seen)
 
 
@@ -145,6 +154,12 @@ def _check_keys(path: Path, config: dict[str, Any]) -> None:
             raise TaskError(f"{path}: lm-evaluation-harness knows no key {key!r}{meant}")
         if key in _REFUSED and config[key]:
             raise TaskError(f"{path}: {key}: {_REFUSED[key]}")
+    for key, (kind, what) in _TYPES.items():
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise TaskError(f"{path}: {key} must be {what}, got {config[key]!r}")
+    if (config.get("num_fewshot") or 0) < 0:
+        raise TaskError(f"{path}: num_fewshot must be at least 0, got {config['num_fewshot']}")
+    _check_generation(path, config.get("generation_kwargs") or {})
     needed = [*_NEEDED, *(["doc_to_choice"] if config.get("output_type") == "multiple_choice" else [])]
     # An answer may be the first of the choices, 0.
     if missing := [key for key in needed if config.get(key) in (None, "")]:
@@ -155,6 +170,19 @@ def _check_keys(path: Path, config: dict[str, Any]) -> None:
         )
     if config.get("repeats", 1) != 1:
         raise TaskError(f"{path}: repeats: every question is asked once; leave it out")
+
+
+def _check_generation(path: Path, settings: dict[str, Any]) -> None:
+    """Refuse lengths and ends that are none, and answers that would differ from call to call."""
+    longest, until = settings.get("max_gen_toks", 1), settings.get("until", [])
+    if type(longest) is not int or longest < 1:
+        raise TaskError(f"{path}: generation_kwargs: max_gen_toks must be a number of at least 1, got {longest!r}")
+    if not all(isinstance(end, str) for end in (until if isinstance(until, list) else [until])):
+        raise TaskError(f"{path}: generation_kwargs: until must be a text, or a list of some, got {until!r}")
+    if drawn := [name for name in ("do_sample", "temperature") if settings.get(name)]:
+        raise TaskError(
+            f"{path}: generation_kwargs: {drawn[0]}: answers would be drawn, and differ from call to call; leave it out"
+        )
 
 
 def _metric(path: Path, config: dict[str, Any]) -> str:
@@ -169,7 +197,8 @@ def _metric(path: Path, config: dict[str, Any]) -> str:
     names = [each["metric"] for each in listed]
     computed = config.get("process_results") is not None  # by a !function that was allowed
     for name in names:
-        if not callable(name) and not computed and name not in metric_registry:
+        is_known = isinstance(name, str) and (computed or name in metric_registry)
+        if not callable(name) and not is_known:
             raise TaskError(
                 f"{path}: lm-evaluation-harness has no metric {name!r}; accuracies: {', '.join(ACCURACIES)}"
             )

@@ -43,6 +43,20 @@ def load(*paths, **options):
         ({"metric_list": [{"metric": "f1"}]}, "by none of its metrics (f1)"),
         ({"metric_list": [{"metric": "accuracy"}]}, "has no metric 'accuracy'"),
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "code that would be downloaded"),
+        ({"metric_list": [{"metric": ["acc"]}]}, "has no metric ['acc']"),
+        ({"task": 7}, "task must be a name (in quotes where it is a number), got 7"),
+        ({"test_split": ["test"]}, "test_split must be the name of a split, got ['test']"),
+        ({"dataset_kwargs": ["a"]}, "dataset_kwargs must be a mapping, got ['a']"),
+        ({"generation_kwargs": [1]}, "generation_kwargs must be a mapping"),
+        ({"num_fewshot": "two"}, "num_fewshot must be a number, got 'two'"),
+        ({"num_fewshot": -1}, "num_fewshot must be at least 0, got -1"),
+        ({"generation_kwargs": {"max_gen_toks": "all"}}, "max_gen_toks must be a number of at least 1, got 'all'"),
+        ({"generation_kwargs": {"max_gen_toks": 0}}, "max_gen_toks must be a number of at least 1, got 0"),
+        ({"generation_kwargs": {"until": 5}}, "until must be a text, or a list of some, got 5"),
+        ({"generation_kwargs": {"do_sample": True}}, "do_sample: answers would be drawn"),
+        ({"generation_kwargs": {"do_sample": False, "temperature": 0.7}}, "temperature: answers would be drawn"),
+        ({"include": 5}, "include must be the name of a file, or a list of some, got 5"),
+        ({"include": ["base.yml", {"a": "b"}]}, "include must be the name of a file, or a list of some, got {'a'"),
         ({"metric_list": "acc"}, "must be a list of mappings"),
         ({"test_split": "dev"}, "in the split 'dev' (test_split or validation_split), but its data have test"),
         ({"test_split": None}, "in the split None"),
@@ -65,6 +79,7 @@ def load(*paths, **options):
     ],
 )
 def test_a_task_that_does_not_fit_is_refused_in_one_line(task, changes, message):
+    (task.parent / "base.yml").write_text("description: ''\n")
     with pytest.raises(TaskError) as refused:
         load_task(read_task(rewritten(task, changes)))
     said = str(refused.value)
@@ -81,7 +96,12 @@ def test_without_the_sandbox_a_template_would_reach_python():
 
 
 def test_files_that_are_no_task(tmp_path):
-    for name, text in (("list.yaml", "- a\n"), ("broken.yaml", "task: [a\n"), ("text.yaml", "task\n")):
+    for name, text in (
+        ("list.yaml", "- a\n"),
+        ("broken.yaml", "task: [a\n"),
+        ("text.yaml", "task\n"),
+        ("deep.yaml", "[" * 9999),
+    ):
         (tmp_path / name).write_text(text)
         with pytest.raises(TaskError, match="cannot be read as a task"):
             read_task(tmp_path / name)
@@ -112,6 +132,17 @@ def test_a_function_runs_only_where_it_is_allowed(task):
     (task.parent / "base.yml").write_text("process_docs: !function code.gone\n")
     with pytest.raises(TaskError, match="that cannot be loaded"):
         read_task(task, run_code=True)
+
+
+def test_an_included_file_that_is_no_name_is_refused_where_code_is_allowed(task):
+    with pytest.raises(TaskError, match="cannot be read as a task"):
+        read_task(rewritten(task, {"include": 5}), run_code=True)
+
+
+def test_greedy_answers_may_be_asked_for(task):
+    settings = {"do_sample": False, "temperature": 0.0, "until": ["x", "y"], "max_gen_toks": 8}
+    changes = {"output_type": "generate_until", "doc_to_choice": None, "generation_kwargs": settings}
+    assert len(load_task(read_task(rewritten(task, changes))).eval_docs) == 12
 
 
 def test_two_tasks_of_one_name_and_too_few_questions(task, tmp_path):
