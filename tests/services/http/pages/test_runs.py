@@ -98,6 +98,16 @@ def test_report_and_rounds(tmp_path):
     assert run.rounds.rounds[0].held_out == {"kl": 0.2}
 
 
+def test_a_figure_that_is_too_large_for_a_number_hides_no_other(tmp_path):
+    endless = {"value": None, "standard_error": None, "low": 1e300, "high": None}
+    metrics = {**REPORT["models"][0]["metrics"], "perplexity": endless}
+    write(tmp_path / "a", "report.json", {**REPORT, "models": [{"label": "before", "metrics": metrics}]})
+    run = RunFolder(tmp_path).run("a")
+    assert run.problems == []
+    shown = run.reports[0].models[0].metrics
+    assert (shown["kl"].value, shown["perplexity"].value, shown["perplexity"].low) == (0.5, None, 1e300)
+
+
 def test_a_report_of_two_teachers_is_two(tmp_path):
     write(tmp_path / "a", "report.json", {"teachers": [REPORT, REPORT]})
     assert len(RunFolder(tmp_path).run("a").reports) == 2

@@ -87,7 +87,8 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    value: float
+    value: float | None
+    """None of what is too large for a number, as the perplexity of 710 nats is."""
     low: float | None = None
     high: float | None = None
 
