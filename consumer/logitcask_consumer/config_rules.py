@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
+from logitcask_schemas.local_paths import url_in
+
 if TYPE_CHECKING:
     from logitcask_consumer.config import TrainConfig
 
@@ -33,6 +35,14 @@ def utf8_rules(**places: Path | str | None) -> list[Rule]:
         )
         for name, place in places.items()
         if place is not None
+    ]
+
+
+def local_rules(**places: Path | str | None) -> list[Rule]:
+    """What a run writes lies on this machine: of the address of an object store, `Path` would make a folder here."""
+    return [
+        (url is None, f"{name} must be a folder of this machine, got {url}: name one, and copy from there")
+        for name, url in ((name, url_in(place)) for name, place in places.items() if place is not None)
     ]
 
 

@@ -1,6 +1,5 @@
 """Settings of the service and of its client, from arguments and `LOGITCASK_*` variables. Read only at the edge."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +10,7 @@ from logitcask_schemas.api.key_file import KeyFileError, key_to_send
 from logitcask_schemas.api.scoring import MAX_TIMEOUT
 from logitcask_schemas.api.server_url import DEFAULT_PORT
 from logitcask_schemas.errors import LogitcaskError
+from logitcask_schemas.local_paths import url_in
 from logitcask_schemas.record.identity import Accept
 from logitcask_services.keys import ApiKey, read_key_file
 
@@ -172,12 +172,12 @@ class ServiceSettings(BaseSettings):
     @field_validator("cask_root", mode="before")
     @classmethod
     def _is_a_place(cls, value: Any) -> Any:
-        return (_url_in(value) or Path(value)) if isinstance(value, str | Path) else value
+        return (url_in(value) or Path(value)) if isinstance(value, str | Path) else value
 
     @field_validator("data_dir", mode="before")
     @classmethod
     def _is_a_folder(cls, value: Any) -> Any:
-        if (url := _url_in(value)) is not None:
+        if (url := url_in(value)) is not None:
             raise ValueError(
                 f"expected a folder of this machine, got {url}: the job database, its locks and the tokens of running "
                 "jobs need a file system. Name a folder; only --cask-root may be a URL"
@@ -186,7 +186,7 @@ class ServiceSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _has_a_folder(self) -> Self:
-        if self.data_dir is None and _url_in(self.cask_root):
+        if self.data_dir is None and url_in(self.cask_root):
             raise ValueError(
                 f"--data-dir: is needed, here or as LOGITCASK_DATA_DIR, as --cask-root is {self.cask_root}: a folder "
                 "of this machine for the job database, corpora and tokens"
@@ -315,16 +315,6 @@ class ClientSettings(BaseSettings):
         if self.api_key is not None:
             return self.api_key.get_secret_value()
         return _first_key(self.api_key_file) if self.api_key_file is not None else None
-
-
-def _url_in(value: Any) -> str | None:
-    """The URL that a place is, even as a path, which keeps one slash of two; None where it is none."""
-    from logitcask_schemas.cask.storage.object_store import is_url  # with numpy, which no help needs
-
-    text = str(value)
-    if (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", text)) is not None:
-        text = f"{scheme[1]}://{text[scheme.end() :]}"
-    return text.rstrip("/") if is_url(text) else None
 
 
 def _first_key(path: Path) -> str:

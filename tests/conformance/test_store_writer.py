@@ -182,6 +182,17 @@ def test_an_address_has_no_query(bucket: str) -> None:
     assert RemoteStore(bucket).children() == []
 
 
+@pytest.mark.parametrize("address", ["{}//cask", "{}/casks//cask/"])
+def test_an_address_has_a_name_between_slashes(bucket: str, address: str) -> None:
+    """The client of S3 puts into `bucket//cask` what it then looks for in `bucket/cask`, which may be another one's."""
+    with writer_of(f"{bucket}/cask") as writer:
+        writer.publish(make_documents((20, 12), 0))
+    with pytest.raises(CaskError, match=r"an address of a folder has no `//`"):
+        writer_of(address.format(bucket))
+    assert RemoteStore(bucket).children() == ["cask"]
+    assert RemoteStore(f"{bucket}/cask//").url == f"{bucket}/cask"
+
+
 def test_folders_that_a_console_has_made_are_no_content(bucket: str) -> None:
     """They are empty objects, whose names end with a slash."""
     system, root = RemoteStore(bucket)._system()

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from logitcask_schemas.local_paths import local_path
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 
 
@@ -20,8 +22,8 @@ def nonempty_text(text: str) -> str:
 
 
 def nonempty_path(text: str) -> Path:
-    """The path; refuses an empty one, which `Path` takes for this folder."""
-    return Path(nonempty_text(text))
+    """The path; refuses an empty one, which `Path` takes for this folder, and the address of an object store."""
+    return local_path(nonempty_text(text))
 
 
 def labelled_path(text: str) -> tuple[str, Path]:

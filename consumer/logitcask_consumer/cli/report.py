@@ -16,6 +16,7 @@ from logitcask_consumer.cli.common import (
     quiet_transformers,
 )
 from logitcask_schemas.cli.output import console as stdout
+from logitcask_schemas.cli.output import local_folder
 from logitcask_schemas.errors import ModelError
 
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
@@ -137,7 +138,7 @@ def report(
             )
         require_finished(folder)
     config = ReportConfig(
-        casks=tuple(cask),
+        casks=tuple(map(local_folder, cask)),
         models=models,
         train_logs=logs,
         runs=runs,

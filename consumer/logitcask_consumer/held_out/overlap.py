@@ -5,6 +5,7 @@ A model may have been trained by several runs, one after the other; the last run
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,9 @@ def _count_read(runs: Sequence[dict[str, Any]], casks: Sequence[Cask]) -> tuple[
             continue
         for place, described in zip(run["places"], run["casks"], strict=True):
             try:
-                cask = Cask.open(place)
-                ids.extend(_ids(cask, set(described["shards"])))
+                with TemporaryDirectory(prefix="logitcask-overlap-") as cache:  # for what is fetched of a URL's
+                    cask = Cask.open(place, cache=Path(cache))
+                    ids.extend(_ids(cask, set(described["shards"])))
             except (LogitcaskError, OSError) as error:
                 unread.append(f"{place}: {error}")
                 continue

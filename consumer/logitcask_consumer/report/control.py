@@ -8,6 +8,7 @@ is measured on them again: where it chose its student by them, or ended early, t
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from logitcask_consumer.config import TrainConfig
@@ -138,7 +139,8 @@ def _teacher(config: ReportConfig, run: dict[str, Any]) -> Path | None:
 def _shards_at(place: str, refused: Callable[[str], ReportError]) -> list[str]:
     """Names of a cask's shards, sorted."""
     try:
-        return sorted(entry.name for entry in Cask.open(place).entries)
+        with TemporaryDirectory(prefix="logitcask-control-") as cache:  # a URL's entries are read, and nothing kept
+            return sorted(entry.name for entry in Cask.open(place, cache=Path(cache)).entries)
     except (LogitcaskError, OSError) as error:
         raise refused(f"a cask of its run cannot be read ({error})") from error
 

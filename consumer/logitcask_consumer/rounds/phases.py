@@ -70,7 +70,7 @@ def require_fixed_teacher(config: RoundsConfig, teacher: TeacherIdentity) -> Non
 def is_gone(config: RoundsConfig, number: int) -> bool:
     """Whether the cask of a round cannot be opened here."""
     try:
-        Cask.open(config.cask_place(number), tokenizer_fingerprint=None, cache=None)
+        Cask.open(config.cask_place(number), tokenizer_fingerprint=None, cache=config.cache)
     except CaskNotFoundError:
         return True
     except CaskError:  # damaged, or not reached: whoever trains on it says so

@@ -31,6 +31,7 @@ from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.store_home import StoreHome
 from logitcask_schemas.cask.stored_shards import StoredShards
 from logitcask_schemas.errors import CaskError
+from logitcask_schemas.local_paths import new_folder
 from logitcask_schemas.record.capture_spec import CaptureSpec
 from logitcask_schemas.record.hint_spec import HintSpec
 from logitcask_schemas.record.identity import Accept, TeacherIdentity
@@ -109,6 +110,7 @@ class CaskWriter:
             CaskError: The place holds something else than a cask, there is no such carrier, or the store has no
                 conditional puts.
             CaskWriteError: The file system refuses.
+            OptionError: It is a URL as a path keeps it, with one slash of two.
             StoreError: The store does not answer, or refuses.
             CaskCorruptionError, CaskNotFoundError: The existing cask is damaged.
         """
@@ -118,7 +120,7 @@ class CaskWriter:
             home = StoreHome(SharedStore(str(path), store_options), single_writer=single_writer)
             path = home.place
         else:
-            path, holder = Path(path), uuid.uuid4().hex
+            path, holder = new_folder(path), uuid.uuid4().hex
             home = LocalHome(path, files or LocalFiles(), holder=holder, lock_timeout_seconds=lock_timeout_seconds)
         home.prepare()
         with home.exclusive():

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from logitcask_schemas.errors import OptionError
+from logitcask_schemas.local_paths import local_path
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 CaskArgument = Annotated[
@@ -27,15 +27,9 @@ _LEAST: Final = 8
 """Cells that a column of text keeps when there is no room."""
 
 
-def local_folder(place: str) -> Path:
+def local_folder(place: Path | str) -> Path:
     """The folder of this machine that an argument names; OptionError where it is a URL."""
-    from logitcask_schemas.cask.storage.object_store import is_url  # with numpy, which no help needs
-
-    if is_url(place):
-        raise OptionError(
-            f"expected a folder of this machine, got {place}. Name one; `logitcask cask import` brings casks to it"
-        )
-    return Path(place)
+    return local_path(place, instead="Name one; `logitcask cask import` brings casks to it")
 
 
 def console() -> Console:

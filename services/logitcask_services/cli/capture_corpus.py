@@ -124,7 +124,7 @@ def capture_corpus(
     if executor == "local" and (for_ray := [name for name, value in on_ray.items() if value is not None]):
         raise OptionError(f"{', '.join(for_ray)}: for a Ray cluster; add --executor ray, or leave it out")
 
-    place, beside = place_of(cask, work)
+    place, beside = place_of(cask, work, errors)
     work = (work or beside.with_name(f"{beside.name}.work")).absolute()
     errors = errors or beside.with_name(f"{beside.name}.errors{_suffix(share)}.jsonl")
 

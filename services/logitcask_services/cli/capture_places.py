@@ -4,17 +4,22 @@ import os
 from pathlib import Path
 
 from logitcask_schemas.errors import OptionError
+from logitcask_schemas.local_paths import local_path, new_folder
 
 
-def place_of(cask: str, work: Path | None) -> tuple[Path | str, Path]:
+def place_of(cask: str, work: Path | None, errors: Path | None = None) -> tuple[Path | str, Path]:
     """Folder or URL of a cask, and the local path whose name those of the files beside it begin with.
 
-    Raises OptionError where it is a URL, and nothing says where they go.
+    Raises OptionError where it is a URL, and nothing says where they go; or they are to go into a store.
     """
     from logitcask_schemas.cask.storage.object_store import is_url
 
+    for option, path in (("--work", work), ("--errors", errors)):
+        if path is not None:
+            local_path(path, option)
     if not is_url(cask):
-        return Path(cask).absolute(), Path(cask).absolute()
+        folder = new_folder(cask, "--cask").absolute()
+        return folder, folder
     if work is None:
         raise OptionError(
             f"--work: is needed, as --cask is {cask}: a local folder for the corpus's tokens, which all parts see, or "

@@ -143,13 +143,14 @@ def _documents(
 
     import numpy as np
 
+    from logitcask_schemas.cli.cask import default_cache
     from logitcask_services.corpora.tokenizer import HuggingFaceTokenizer
     from logitcask_services.draft_check import DraftCheckError
     from logitcask_services.fidelity import Sample
     from logitcask_services.pilot.pilot import sample_documents
 
     if cask is not None:
-        held = Sample.of_cask(cask, positions=4 * longest * texts)
+        held = Sample.of_cask(cask, positions=4 * longest * texts, cache=default_cache())
         held.require_fits(folder.tokenizer_fingerprint, vocab_size=None, max_model_len=None)
         token_ids = (task.token_ids_L for task in held.tasks)
     else:

@@ -103,6 +103,7 @@ def fidelity(
         raise OptionError(f"{names}: of --sample; a cask says itself how it was captured: leave it out")
 
     from logitcask_schemas.cask.publication import cask_around
+    from logitcask_schemas.cli.cask import default_cache
     from logitcask_services.cask_places import make_writable
     from logitcask_services.engines.model_folder import ModelFolder
     from logitcask_services.fidelity import Sample
@@ -118,7 +119,7 @@ def fidelity(
     if facts is None:
         raise ModelError(f"the config.json of {folder.path} has no `vocab_size`; add it")
     if cask is not None:
-        documents = Sample.of_cask(cask, positions)
+        documents = Sample.of_cask(cask, positions, cache=default_cache())
     else:
         assert sample is not None  # one of the two was given
         documents = _of_lines(sample, facts, chosen, positions)

@@ -47,18 +47,19 @@ class Sample:
         return max(len(task.token_ids_L) for task in self.tasks)
 
     @classmethod
-    def of_cask(cls, place: str, positions: int) -> Self:
+    def of_cask(cls, place: str, positions: int, *, cache: Path | None = None) -> Self:
         """Documents from all over a cask, until they have so many positions.
 
         Args:
             place: folder or URL.
             positions: with records.
+            cache: of a URL: local folder for what is fetched.
 
         Raises:
             CaskError: there is no cask, or it cannot be read.
             FidelityError: it holds no document, or only such as were read under contexts, which it does not keep.
         """
-        cask = Cask.open(place)
+        cask = Cask.open(place, cache=cache)
         if not len(cask):
             raise FidelityError(f"{place} holds no document yet; capture some first")
         stored, count = list[DocumentRecords](), 0

@@ -175,3 +175,23 @@ def test_a_file_of_options_stands_under_those_of_the_command_line(place, tmp_pat
         code, out, err = refusal("train", *options)
         assert (code, out) == (1 if is_student else 2, ""), err
         assert message in " ".join(err.replace("\u2502", " ").split()), err
+
+
+@pytest.mark.parametrize("option", ["--output", "--cache", "--teacher"])
+def test_what_a_run_writes_or_reads_here_is_no_address(place, tmp_path, monkeypatch, refusal, option):
+    """As a path it would be a folder `s3:` of this machine, which may be lent for the run alone."""
+    monkeypatch.chdir(tmp_path)
+    given = {"--output": "out", "--student": "x", "--cask": place / "cask", option: "s3://bucket/folder"}
+    code, out, err = refusal("train", *(word for pair in given.items() for word in pair))
+    assert (code, out) == (2, "")
+    assert "expected a folder of this machine, got s3://bucket/folder" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_says_that_it_reads_folders(tmp_path, monkeypatch, refusal):
+    monkeypatch.chdir(tmp_path)
+    for place, output in (("s3://bucket/held", "report"), (tmp_path / "held", "s3://bucket/report")):
+        code, _, err = refusal("report", "--cask", place, "--output", output)
+        assert code == 2
+        assert "expected a folder of this machine, got s3://bucket/" in err
+    assert not list(tmp_path.iterdir())

@@ -220,6 +220,19 @@ def test_a_training_cask_that_is_gone_is_said_and_shard_names_still_tell(place, 
     assert "could not be checked" in document["warnings"][1]
 
 
+def test_a_training_cask_in_an_object_store_is_looked_into(place, tmp_path):
+    fsspec = pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
+    run = json.loads((place / "trained" / "logitcask.json").read_text())
+    fsspec.filesystem("memory").put(f"{place / 'train'}/", "memory://reading/train/", recursive=True)
+    (tmp_path / "logitcask.json").write_text(json.dumps(run | {"places": ["memory://reading/train"]}))
+    try:
+        known = trained_on(tmp_path, [Cask.open(place / "train")])
+    finally:
+        fsspec.filesystem("memory").rm("memory://reading", recursive=True)
+    assert (known["status"], known["unread"]) == ("checked", [])
+    assert known["documents"] == len(Cask.open(place / "train"))
+
+
 def test_documents_of_every_run_behind_a_model_are_looked_for(place, tmp_path):
     """A checkpoint belongs to its run, and a model that a run went on from was trained before."""
     (checkpoint,) = (place / "trained" / "checkpoints").glob("checkpoint-*")

@@ -8,8 +8,10 @@ from logitcask_consumer.config import TrainConfigError
 from logitcask_consumer.losses import LossParameterError, UnknownLossError
 from logitcask_consumer.rounds.buffer import next_share, rounds_in_buffer
 from logitcask_consumer.rounds.config import RoundsConfig, RoundsConfigError
+from logitcask_consumer.rounds.phases import is_gone
 from logitcask_consumer.rounds.recipes import RecipeError
 from logitcask_consumer.rounds.state import RoundState
+from logitcask_schemas.cask.storage.object_store import RemoteStore
 from logitcask_schemas.errors import CaptureSpecError
 
 BASE = {
@@ -171,3 +173,14 @@ def test_the_name_binds_also_where_it_follows_from_the_folder():
     assert config().binding()["name"] == "run"
     assert config(output=Path("/b/other")).binding()["name"] == "other"
     assert config(output=Path("/b/other"), name="run").binding() == config().binding()
+
+
+def test_a_cask_that_was_removed_from_a_store_is_gone_and_one_that_is_there_is_not(tmp_path):
+    pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
+    there = config(cask_root="memory://rounds-gone", cache=tmp_path / "cache")
+    assert is_gone(there, 1)
+    RemoteStore(there.cask_place(1)).write("cask.json", b"{}")
+    try:
+        assert not is_gone(there, 1)
+    finally:
+        RemoteStore(there.cask_place(1)).delete("cask.json")

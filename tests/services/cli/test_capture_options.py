@@ -1,14 +1,17 @@
 """Options of a capture stand once: commands have them alike, in the places where they are declared."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from logitcask_schemas.errors import OptionError
 from logitcask_services.cli.capture_corpus import capture_corpus
 from logitcask_services.cli.capture_options import capture_fields, corpus_fields, with_capture_options
+from logitcask_services.cli.capture_places import place_of
 from logitcask_services.cli.submit import submit
 
 SHARED = [*inspect.signature(capture_fields).parameters, *inspect.signature(corpus_fields).parameters]
@@ -52,3 +55,16 @@ def test_a_spec_that_is_none_is_refused_before_the_command(command):
     result = CliRunner().invoke(app, ["one", "--mode", "topk", "--tau", "2"])
     assert result.exit_code == 2
     assert given == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"work": Path("s3://bucket/work")}, "--work: expected a folder of this machine, got s3://bucket/work"),
+        ({"errors": Path("s3://bucket/errors.jsonl")}, "--errors: expected .* got s3://bucket/errors.jsonl"),
+        ({"cask": "s3:/bucket/cask"}, "--cask: expected .* got s3://bucket/cask. Write it so"),
+    ],
+)
+def test_what_lies_on_this_machine_is_no_address(given, words):
+    with pytest.raises(OptionError, match=words):
+        place_of(**{"cask": "s3://bucket/cask", "work": Path("work"), "errors": None} | given)

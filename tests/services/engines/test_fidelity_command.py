@@ -88,6 +88,20 @@ def test_a_cask_is_looked_at_by_the_engine_and_in_the_dtype_that_made_it(tiny_ll
     assert json.loads(again.stdout) == written
 
 
+def test_a_cask_in_an_object_store_is_fetched_through_the_users_cache(tiny_llama, cask, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec", reason="object stores need the extra `remote`")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").put(f"{cask}/", "memory://fidelity/cask/", recursive=True)
+    try:
+        how = ("--teacher", tiny_llama, "--positions", 100, "--json")
+        there, here = (run(*how, "--cask", place) for place in ("memory://fidelity/cask", cask))
+    finally:
+        fsspec.filesystem("memory").rm("memory://fidelity", recursive=True)
+    assert there.exit_code == 0, there.output
+    assert json.loads(there.stdout)["rows"] == json.loads(here.stdout)["rows"]
+    assert list((tmp_path / "cache" / "logitcask" / "casks").iterdir())
+
+
 def test_a_corpus_is_captured_here(tiny_llama, sample):
     how = ("--engine", "transformers", "--tau", "0.1", "--codec", "f32", "--json")
     result = run("--teacher", tiny_llama, "--sample", sample, *how)

@@ -82,12 +82,17 @@ class RemoteStore:
             options: For fsspec's file system, such as {"anon": True}; None: what the environment says.
 
         Raises:
-            CaskError: The URL has a query, which no folder has.
+            CaskError: The URL has a query, which no folder has, or a folder without a name.
         """
         if "?" in url:
             raise CaskError(
                 f"{url}: an address of a folder has no `?`. Leave out what follows it; where a store is and who asks "
                 "is said by the environment (docs/cask.md)"
+            )
+        if "//" in url.rpartition(SEPARATOR)[2].lstrip("/").rstrip("/"):
+            raise CaskError(
+                f"{url}: an address of a folder has no `//`, where the client of a store lists another folder than it "
+                "writes to. Is a variable in it empty?"
             )
         self.url = dataset_url(url.rstrip("/"))
         self._options = dict(options or {})

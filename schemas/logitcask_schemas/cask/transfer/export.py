@@ -30,6 +30,7 @@ from logitcask_schemas.cask.storage.object_store import RemoteStore, is_url
 from logitcask_schemas.cask.storage.shared_store import SharedStore
 from logitcask_schemas.cask.transfer.targets import ExportTarget, LocalTarget, RemoteTarget
 from logitcask_schemas.errors import CaskCorruptionError, CaskError, CaskNotFoundError
+from logitcask_schemas.local_paths import new_folder
 
 _LOCK_TIMEOUT_SECONDS: Final = 60.0
 
@@ -142,8 +143,8 @@ def absolute_place(place: Path | str) -> str:
 
 
 def target_of(place: str) -> ExportTarget:
-    """The target that a folder or URL names."""
-    return RemoteTarget(SharedStore(place)) if is_url(place) else LocalTarget(Path(place))
+    """The target that a folder or URL names. Raises OptionError where it is a URL as a path keeps it."""
+    return RemoteTarget(SharedStore(place)) if is_url(place) else LocalTarget(new_folder(place))
 
 
 def export_cask(source: Cask, target: ExportTarget, carrier_name: str | None) -> Iterator[ExportStep]:
