@@ -10,9 +10,9 @@ Teacher: SmolLM2-135M-Instruct behind the service. Student: ten of its layers, t
 Measured densely, with both models at hand: KL(p || t) and acceptance (sum of min(t, p)) on texts that the student
 writes after held-out prompts, and KL(t || p) on held-out text. Then where a round's time goes; trained tokens per
 second of a round and of `online`, a plain loop that samples, asks a teacher in the same process and steps (36 texts a
-step like the rounds); and the peak memory of each process.
+step like the rounds); and the peak memory of each process (`results/rounds_pace.csv`).
 
-    python bench/rounds_table.py [--quick] [--seeds 1 2 3] [--start STUDENT] [--folder WORK]
+    python bench/rounds_table.py [--quick] [--seeds 1 2 3] [--start STUDENT] [--folder WORK] [--without-pace]
 
 Each part leaves its result in the work folder, and a second call goes on behind the last one. The teacher's
 environment is asked for with --teacher-python; --engine transformers does without vLLM.
@@ -153,6 +153,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "demo-output" / "rounds-table")
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--teacher-python", type=Path, default=ROOT / ".venv" / "teacher" / "bin" / "python")
+    parser.add_argument("--without-pace", action="store_true", help="students alone: the machine has other work")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.rounds, options.steps, options.batch = options.seeds[:1], 2, 2, 6
@@ -176,7 +177,6 @@ def main() -> None:
     fixed = write_lines(
         folder / "fixed.jsonl", [{"input_ids": ids, "recorded": [[PROMPT - 1, SEQUENCE - 1]]} for ids in texts]
     )
-    report = Report(__file__, "torch", "transformers", "logitcask")
     with service(options, teacher) as (url, pid):
         capture(url, fixed, "fixed")
         start = options.start
@@ -213,11 +213,42 @@ def main() -> None:
         kept = folder / "service-peak.json"  # of the calls before: one that only goes on asks little of the service
         service_peak = max(peak_of(pid), int(json.loads(kept.read_text())) if kept.exists() else 0)
         kept.write_text(json.dumps(service_peak))
-    online = part(options, "online", "online", **common)
-    for name, folders in students.items():
-        measured = [part(options, f"measure-{own.name}", "measure", **common, student=own) for own in folders]
+    reports = [tell_students(options, students, common)]
+    if not options.without_pace:
+        reports.append(tell_pace(made, part(options, "online", "online", **common), service_peak))
+    if options.quick:
+        print("a quick run writes no results")
+        return
+    for report in reports:
+        report.write()
+
+
+def tell_students(options: argparse.Namespace, students: dict[str, list[Path]], common: dict[str, Any]) -> Report:
+    """What every student became, measured with both models at hand; folders are in the order of the seeds."""
+    report = Report(__file__, "torch", "transformers", "logitcask")
+    note = f"{options.rounds} rounds of {options.steps} steps of {options.batch} texts"
+    measured = {
+        name: [part(options, f"measure-{own.name}", "measure", **common, student=own) for own in folders]
+        for name, folders in students.items()
+    }
+    for name, figures in measured.items():
         for metric, unit in (("own_kl", "nats"), ("own_acceptance", ""), ("held_kl", "nats"), ("held_acceptance", "")):
-            report.add(metric, unit, [values[metric] for values in measured], student=name)
+            report.add(metric, unit, [values[metric] for values in figures], note, student=name)
+    [start] = measured["start"]
+    for name in ("offline", "rounds lambda=1", "rounds lambda=0.5"):
+        ratios = [values["own_kl"] / start["own_kl"] for values in measured[name]]
+        report.add("own_kl over that of start", "ratio", ratios, note, student=name)
+        over = [
+            values["held_kl"] - offline["held_kl"]
+            for values, offline in zip(measured[name], measured["offline"], strict=True)
+        ]
+        report.add("held_kl less that of offline", "nats", over, note, student=name)
+    return report
+
+
+def tell_pace(made: list[dict[str, Any]], online: dict[str, Any], service_peak: int) -> Report:
+    """Where the time of rounds went, and what they cost beside online distillation."""
+    report = Report("rounds_pace.py", "torch", "transformers", "logitcask")
     for stage in ("sample", "capture", "train"):
         shares = [own["seconds"][stage] / sum(own["seconds"].values()) for own in made]
         report.add(f"share of a round's time: {stage}", "", shares, student="rounds")
@@ -230,10 +261,7 @@ def main() -> None:
     report.add("peak memory of the trainer", "GB", [own["peak"] / 1e9 for own in made], student="rounds")
     report.add("peak memory of the service", "GB", [service_peak / 1e9], student="rounds")
     report.add("peak memory of the trainer", "GB", [online["peak"] / 1e9], student="online")
-    if options.quick:
-        print("a quick run writes no results")
-    else:
-        report.write()
+    return report
 
 
 if __name__ == "__main__":

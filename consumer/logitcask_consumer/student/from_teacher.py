@@ -151,7 +151,7 @@ class TeacherParts:
         if not isinstance(self.layers, int):
             assert self.layers is not None
             return self.layers
-        if self.by == "spacing":
+        if self.by == "spacing" or self.layers == total:
             return spread_layers(total, self.layers)
         prefix = _layer_prefix(model, total)
         # It is read once with each layer left out, so that this takes as long as choosing heads does.

@@ -138,6 +138,12 @@ def test_families_whose_layers_differ(kind, more):
     torch.testing.assert_close(logits(chosen), logits(named), rtol=0, atol=0)
 
 
+def test_nothing_is_read_where_every_layer_is_kept():
+    model = strong("llama")
+    student = TeacherParts.parse("layers=4,by=importance").student(deepcopy(model), Path("teacher"), lambda tokens: [])
+    torch.testing.assert_close(logits(student), logits(model), rtol=0, atol=0)
+
+
 def test_layers_are_weighed_in_the_narrow_model():
     model = without_effect(strong("llama", num_attention_heads=4, num_key_value_heads=2, head_dim=8, layers=4), 2)
     student = TeacherParts.parse("layers=3,by=importance,heads=2,mlp=30").student(

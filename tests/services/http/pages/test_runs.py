@@ -1,13 +1,14 @@
 """Runs as the page reads them: whole, going on, and damaged."""
 
 import json
+from typing import Any
 
 import pytest
 
 from logitcask_services.http.pages.viewer import runs
 from logitcask_services.http.pages.viewer.runs import RunFolder, RunNotFoundError
 
-REPORT = {
+REPORT: dict[str, Any] = {
     "kinds": {"kl": "unbiased"},
     "units": {"kl": "nats per token"},
     "models": [{"label": "after", "metrics": {"kl": {"value": 0.5, "standard_error": 0.1, "low": 0.4, "high": None}}}],
