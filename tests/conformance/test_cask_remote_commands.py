@@ -51,6 +51,29 @@ def test_figures_cost_three_requests(bucket: str, local: Path, user_cache: Path,
     assert not user_cache.exists()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("stats",),
+        ("ls",),
+        ("show",),
+        ("verify",),
+        ("repair",),
+        ("drop-hints",),
+        ("import", "{local}"),
+        ("export", "{local}"),
+    ],
+)
+def test_a_bucket_that_is_not_there_is_told_as_that(
+    command: tuple[str, ...], bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as a folder without a cask: nobody would look for a typing error in the bucket's name."""
+    name, *others = command
+    code = run(name, f"{bucket}-not/cask", *(other.format(local=tmp_path / "new") for other in others))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (code, f"{bucket}-not/cask: there is no such bucket. Make it, or name another" in said) == (1, True), said
+
+
 def test_a_loose_entry_costs_one_more(bucket: str, local: Path, capsys, asked: Counter[str]) -> None:
     export(local, f"{bucket}/cask")
     RemoteStore(f"{bucket}/cask").write("index.json", index_without_the_last(local))

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from logitcask_schemas.cask.storage.client_errors import client_errors
+from logitcask_schemas.cask.storage.client_errors import client_errors, no_bucket
 from logitcask_schemas.cask.storage.files import NO_SPACE
 from logitcask_schemas.errors import CaskError, CaskNotFoundError, CaskWriteError, MissingExtraError, StoreError
 
@@ -281,6 +281,8 @@ class RemoteStore:
         except CaskError:
             raise
         except FileNotFoundError as error:
+            if no_bucket(error):
+                raise StoreError(f"{self.url}: there is no such bucket. Make it, or name another") from error
             raise CaskNotFoundError(f"{where}: there is no such object") from error
         except client_errors() as error:
             raise StoreError(

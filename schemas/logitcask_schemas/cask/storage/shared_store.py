@@ -6,12 +6,12 @@ several who replace an object, each on the ground of what it has read, one succe
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from logitcask_schemas.cask.storage.client_errors import condition_failed, conflicted, no_bucket, not_implemented
+from logitcask_schemas.cask.storage.client_errors import condition_failed, conflicted, not_implemented
 from logitcask_schemas.cask.storage.object_store import SEPARATOR, RemoteStore, StoredObject
 from logitcask_schemas.errors import CaskNotFoundError, StoreError
 
@@ -59,7 +59,7 @@ class SharedStore(RemoteStore):
         if not self.puts_under_conditions:
             self.children()
             return
-        with self._explained(_PROBE), self._bucket_explained():
+        with self._explained(_PROBE):
             system, root = self._system()
             bucket, key, _ = system.split_path(f"{root}/{_PROBE}")
             begun = system.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
@@ -148,7 +148,7 @@ class SharedStore(RemoteStore):
 
     def _made(self, name: str, put: Callable[[Any, str], object]) -> bool:
         """Put under a condition; whether it held."""
-        with self._explained(name), self._bucket_explained():
+        with self._explained(name):
             system, root = self._system()
             path = f"{root}/{name}"
             if not self.puts_under_conditions and system.exists(path):
@@ -165,16 +165,6 @@ class SharedStore(RemoteStore):
                 else:
                     return True
         raise AssertionError("unreachable")
-
-    @contextmanager
-    def _bucket_explained(self) -> Iterator[None]:
-        """Say so where what is missing is the bucket."""
-        try:
-            yield
-        except OSError as error:
-            if no_bucket(error):
-                raise StoreError(f"{self.url}: there is no such bucket. Make it, or name another") from error
-            raise
 
     @property
     def _if_absent(self) -> dict[str, Any]:
