@@ -144,12 +144,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed and a few steps: shows that it works, no more")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.5], help="lambda of each kind of rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a round")
     parser.add_argument("--batch", type=int, default=36, help="texts of a step")
     parser.add_argument("--held-out", type=int, default=144, help="documents to measure on")
     parser.add_argument("--tokens", type=int, default=100_000, help="of the text that `start` is trained on")
     parser.add_argument("--start", type=Path, help="a student's folder, instead of training one")
+    parser.add_argument("--name", default="rounds_table", help="of the file with the students' figures")
     parser.add_argument("--folder", type=Path, default=ROOT / "demo-output" / "rounds-table")
     parser.add_argument("--engine", choices=["vllm", "transformers"], default="vllm")
     parser.add_argument("--teacher-python", type=Path, default=ROOT / ".venv" / "teacher" / "bin" / "python")
@@ -194,22 +196,17 @@ def main() -> None:
             "cask_root": str(folder / "casks"),
         }  # fmt: skip
         made = list[dict[str, Any]]()
-        students: dict[str, list[Path]] = {
-            "start": [start],
-            "offline": [],
-            "rounds lambda=1": [],
-            "rounds lambda=0.5": [],
-        }
+        students: dict[str, list[Path]] = {"start": [start], "offline": []}
         for seed in options.seeds:
             output = folder / f"offline-{seed}"
             part(options, output.name, "offline", **common, seed=seed, output=output)
             students["offline"].append(output)
-            for share in (1.0, 0.5):
+            for share in options.shares:
                 output = folder / f"rounds-{share:g}-{seed}"
                 made.append(
                     part(options, output.name, "rounds", **common, seed=seed, share=share, output=output, url=url)
                 )
-                students[f"rounds lambda={share:g}"].append(output)
+                students.setdefault(f"rounds lambda={share:g}", []).append(output)
         kept = folder / "service-peak.json"  # of the calls before: one that only goes on asks little of the service
         service_peak = max(peak_of(pid), int(json.loads(kept.read_text())) if kept.exists() else 0)
         kept.write_text(json.dumps(service_peak))
@@ -225,7 +222,7 @@ def main() -> None:
 
 def tell_students(options: argparse.Namespace, students: dict[str, list[Path]], common: dict[str, Any]) -> Report:
     """What every student became, measured with both models at hand; folders are in the order of the seeds."""
-    report = Report(__file__, "torch", "transformers", "logitcask")
+    report = Report(f"{options.name}.py", "torch", "transformers", "logitcask")
     note = f"{options.rounds} rounds of {options.steps} steps of {options.batch} texts"
     measured = {
         name: [part(options, f"measure-{own.name}", "measure", **common, student=own) for own in folders]
@@ -235,7 +232,7 @@ def tell_students(options: argparse.Namespace, students: dict[str, list[Path]], 
         for metric, unit in (("own_kl", "nats"), ("own_acceptance", ""), ("held_kl", "nats"), ("held_acceptance", "")):
             report.add(metric, unit, [values[metric] for values in figures], note, student=name)
     [start] = measured["start"]
-    for name in ("offline", "rounds lambda=1", "rounds lambda=0.5"):
+    for name in [name for name in measured if name != "start"]:
         ratios = [values["own_kl"] / start["own_kl"] for values in measured[name]]
         report.add("own_kl over that of start", "ratio", ratios, note, student=name)
         over = [
