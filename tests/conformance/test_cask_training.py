@@ -23,6 +23,7 @@ from logitcask_consumer.data import EMPTY, CaskDataset, Collator, open_casks  # 
 EVERYTHING = CaptureSpec(logprob_codec="u8", tail_logprobs=True, temperatures=(2.0, 4.0))
 PAD, MULTIPLE = 0, 8
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # of a machine with one processor
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]

@@ -161,6 +161,7 @@ def loaded(dataset, *, epoch=0, **options):
     return list(DataLoader(dataset, batch_size=2, sampler=sampler, collate_fn=collator, **options))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # of a machine with one processor
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_give_the_same_batches(cask_path, method):
     dataset = CaskDataset(open_casks([cask_path], tokenizer_fingerprint=None), seq_len=64)
