@@ -1,11 +1,10 @@
 """What must hold of optimizer, evaluations and quantised layers of a run, with what is said where it does not."""
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
-from logitcask_schemas.local_paths import url_in
+from logitcask_schemas.local_paths import not_utf8, url_in
 
 if TYPE_CHECKING:
     from logitcask_consumer.config import TrainConfig
@@ -26,23 +25,24 @@ def choices(literal: Any) -> str:
 
 
 def utf8_rules(**places: Path | str | None) -> list[Rule]:
-    """No tokenizer is saved under a path that is no UTF-8, and JSON does not hold it: told before any work is done."""
+    """A path that is no UTF-8 is told before any work is done."""
+    said = {name: not_utf8(place) for name, place in places.items() if place is not None}
     return [
         (
-            not any("\ud800" <= letter <= "\udfff" for letter in str(place)),
-            f"{name} {os.fsencode(str(place)).decode(errors='backslashreplace')} is a path that is no UTF-8, where "
-            "models and JSON cannot be kept: name another, or rename its folder",
+            text is None,
+            f"{name} {text} is a path that is no UTF-8, where models and JSON cannot be kept: name another, or rename "
+            "its folder",
         )
-        for name, place in places.items()
-        if place is not None
+        for name, text in said.items()
     ]
 
 
 def local_rules(**places: Path | str | None) -> list[Rule]:
     """What a run writes lies on this machine: of the address of an object store, `Path` would make a folder here."""
+    urls = {name: url_in(place) for name, place in places.items() if place is not None}
     return [
         (url is None, f"{name} must be a folder of this machine, got {url}: name one, and copy from there")
-        for name, url in ((name, url_in(place)) for name, place in places.items() if place is not None)
+        for name, url in urls.items()
     ]
 
 

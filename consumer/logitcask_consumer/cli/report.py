@@ -16,8 +16,8 @@ from logitcask_consumer.cli.common import (
     quiet_transformers,
 )
 from logitcask_schemas.cli.output import console as stdout
-from logitcask_schemas.cli.output import local_folder
 from logitcask_schemas.errors import ModelError
+from logitcask_schemas.local_paths import local_folder
 
 app = typer.Typer(help="Compare student, baseline and teacher on held-out documents.", add_completion=False)
 

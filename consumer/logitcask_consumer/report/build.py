@@ -22,10 +22,9 @@ from logitcask_consumer.report.document import Measured, build_document
 from logitcask_consumer.report.drawing import draw
 from logitcask_consumer.report.evaluate import Columns, evaluate_teacher
 from logitcask_consumer.report.markdown import to_markdown
-from logitcask_consumer.report.opened_models import OpenedModels
 from logitcask_consumer.report.page import to_page
 from logitcask_consumer.report.plots import task_accuracies
-from logitcask_consumer.report.readers import Readers, device
+from logitcask_consumer.report.readers import OpenedModels, Readers, device
 from logitcask_consumer.report.task_scores import add_tasks
 from logitcask_consumer.report.texts import recorded_texts, score_texts
 from logitcask_consumer.report.token_scores import token_scores_name, write_token_scores

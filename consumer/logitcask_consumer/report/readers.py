@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from logitcask_consumer.report.config import ReportConfig, ReportError
 from logitcask_consumer.report.counted_work import Counting, uncounted, which_of
 from logitcask_consumer.report.document import Measured
 from logitcask_consumer.report.evaluate import Columns, evaluate_model
-from logitcask_consumer.report.opened_models import OpenedModels
 from logitcask_consumer.report.texts import Prompt, prompts_of, require_writer, write_texts
 from logitcask_consumer.run_document import extra_ids_of
 from logitcask_consumer.student.checks import context_of
@@ -29,6 +28,52 @@ from logitcask_schemas.errors import IdentityMismatchError
 from logitcask_schemas.record.identity import tokenizer_fingerprint
 
 Say = Callable[[str], None]
+
+
+_SHARE: Final = 0.25
+"""Of the memory that is free, for all models that are kept: measuring needs the rest."""
+_SYSTEM: Final = Path("/proc/meminfo")
+_GROUP: Final = Path("/sys/fs/cgroup")
+
+
+def free_bytes() -> int:
+    """Memory that processes could still get, of the machine and of the container; 0 where the system does not say."""
+    if not _SYSTEM.is_file():
+        return 0
+    lines = dict(line.split(":", 1) for line in _SYSTEM.read_text().splitlines())
+    free = 1024 * int(lines.get("MemAvailable", "0 kB").split()[0])
+    limit, used = _GROUP / "memory.max", _GROUP / "memory.current"
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return max(0, free)
+
+
+@dataclass(kw_only=True)
+class OpenedModels:
+    """Models by label, on the CPU: opened to be checked, and kept until they are measured where memory allows.
+
+    Loading takes as long again. Without room, or where the system does not say how much there is, a model is let go and
+    loaded a second time.
+    """
+
+    free: Callable[[], int] = free_bytes
+    """How many bytes are free, those of kept models no longer among them."""
+    _models: dict[str, Any] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def keep(self, label: str, model: Any) -> None:
+        """Keep a model if there is room for it beside those that are kept; its own bytes are in memory already."""
+        size = _size(model)
+        if self._bytes + size <= _SHARE * (self.free() + self._bytes + size):
+            self._models[label] = model
+            self._bytes += size
+
+    def take(self, label: str) -> Any | None:
+        """A model that was kept, which is no longer held here; None where it was not."""
+        model = self._models.pop(label, None)
+        if model is not None:
+            self._bytes -= _size(model)
+        return model
 
 
 @dataclass(kw_only=True)
@@ -222,3 +267,8 @@ def foreign_models(config: ReportConfig, cask: Cask, fingerprints: Mapping[str, 
 def device() -> torch.device:
     """What models run on."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _size(model: Any) -> int:
+    """Bytes of a model's weights and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -1,4 +1,4 @@
-"""How important the heads and channels of a model are, by what they do on text.
+"""How important the heads and channels of a model are, by what they do on text; how a model reads to be weighed.
 
 As in Minitron (arXiv 2407.14679), from forward passes alone, each a mean over all tokens of
 
@@ -10,7 +10,8 @@ Shape legend: L tokens of a document, N layers, H query heads, G groups of heads
 of a head, I channels of an MLP, D hidden channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from logitcask_consumer.head import base_model
-from logitcask_consumer.student.text_pass import ids_of, reading, text_tokens
 from logitcask_schemas.errors import ModelError
 
 
@@ -119,6 +119,44 @@ def measured(model: Any, prefix: str, shape: ModelShape, texts: Sequence[NDArray
         channels_D=torch.stack([means[f"norm {name}"] for name in norms]).sum(0),
         shares={name: means[f"share {name}"] for name in norms},
     )
+
+
+def text_tokens(texts: Sequence[NDArray[Any]], chosen: str) -> int:
+    """Tokens of documents in all.
+
+    Args:
+        texts: token ids, [L] each.
+        chosen: what they choose, for the message.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if not (tokens := sum(map(len, texts))):
+        raise ModelError(f"{chosen} are chosen by text, and there is none")
+    return tokens
+
+
+@contextmanager
+def reading(model: Any) -> Iterator[torch.device]:
+    """A model in evaluation mode, without gradients, on an accelerator where there is one; as before afterwards.
+
+    Yields:
+        The device that ids are to be on.
+    """
+    was_training, device = model.training, model.get_input_embeddings().weight.device
+    run_on = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else device
+    assert run_on is not None
+    try:
+        model.eval().to(run_on)
+        with torch.no_grad():
+            yield run_on
+    finally:
+        model.train(was_training).to(device)
+
+
+def ids_of(text_L: NDArray[Any], device: torch.device) -> Tensor:
+    """Token ids as a batch of one document, [1, L]."""
+    return torch.as_tensor(text_L.astype("int64"), device=device)[None]
 
 
 def norm_names(model: Any, prefix: str) -> list[str]:

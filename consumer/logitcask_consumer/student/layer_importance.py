@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from logitcask_consumer.head import LMHead, base_model
+from logitcask_consumer.student.importance import ids_of, reading, text_tokens
 from logitcask_consumer.student.layer_pass import hidden_of
-from logitcask_consumer.student.text_pass import ids_of, reading, text_tokens
 from logitcask_schemas.errors import ModelError
 
 PIECE_TOKENS: Final = 256
@@ -68,7 +68,7 @@ def most_important(importance_N: Tensor, count: int) -> tuple[int, ...]:
 def _left_out(layer: nn.Module) -> Iterator[None]:
     """A layer that yields what it is given."""
 
-    def given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def yield_its_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         before, behind = args[0] if args else kwargs.get("hidden_states"), hidden_of(output)
         if not isinstance(before, Tensor) or before.shape != behind.shape:
             raise ModelError(
@@ -77,7 +77,7 @@ def _left_out(layer: nn.Module) -> Iterator[None]:
             )
         return before if isinstance(output, Tensor) else (before, *output[1:])
 
-    handle = layer.register_forward_hook(given, with_kwargs=True)
+    handle = layer.register_forward_hook(yield_its_input, with_kwargs=True)
     try:
         yield
     finally:

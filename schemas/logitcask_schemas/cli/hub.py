@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from logitcask_schemas.cli.output import JsonOption, byte_progress, local_folder, number, print_json, print_table
+from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
 from logitcask_schemas.cli.rows import GIVE
+from logitcask_schemas.local_paths import local_folder
 
 
 def register(app: typer.Typer) -> None:

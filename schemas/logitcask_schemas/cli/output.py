@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -12,8 +11,6 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
-
-from logitcask_schemas.local_paths import local_path
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 CaskArgument = Annotated[
@@ -25,11 +22,6 @@ _PIPE_WIDTH: Final = 10_000
 _GAP: Final = "  "
 _LEAST: Final = 8
 """Cells that a column of text keeps when there is no room."""
-
-
-def local_folder(place: Path | str) -> Path:
-    """The folder of this machine that an argument names; OptionError where it is a URL."""
-    return local_path(place, instead="Name one; `logitcask cask import` brings casks to it")
 
 
 def console() -> Console:

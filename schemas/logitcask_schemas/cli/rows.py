@@ -4,7 +4,8 @@ from typing import Annotated, Final
 
 import typer
 
-from logitcask_schemas.cli.output import JsonOption, byte_progress, local_folder, number, print_json, print_table
+from logitcask_schemas.cli.output import JsonOption, byte_progress, number, print_json, print_table
+from logitcask_schemas.local_paths import local_folder
 
 GIVE: Final = "Give casks to other tools"
 

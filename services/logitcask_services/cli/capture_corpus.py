@@ -13,7 +13,7 @@ from logitcask_schemas.cli.output import JsonOption
 from logitcask_schemas.errors import ModelError, OptionError
 from logitcask_schemas.terminal import EXIT_PROBLEMS, counted
 from logitcask_services.cli.capture_options import with_capture_options
-from logitcask_services.cli.capture_places import place_of, require_usable
+from logitcask_services.cli.capture_places import place_of, require_usable, write_errors
 from logitcask_services.cli.connection import say
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def capture_corpus(
     errors = errors or beside.with_name(f"{beside.name}.errors{_suffix(share)}.jsonl")
 
     from logitcask_schemas.record.capture_spec import capture_spec
-    from logitcask_services.cli.capture_run import CaptureRun, write_errors
+    from logitcask_services.cli.capture_run import CaptureRun
     from logitcask_services.cli.corpus_file import local_corpus
     from logitcask_services.cli.request_options import specified, values
     from logitcask_services.cli.serve import require_teachers

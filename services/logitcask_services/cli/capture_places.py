@@ -1,10 +1,16 @@
-"""Where a capture without a service puts its cask, tokens and errors file, and whether they can lie there."""
+"""Where a capture without a service puts its cask, tokens and errors file; whether they can lie there; the errors."""
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from logitcask_schemas.errors import OptionError
 from logitcask_schemas.local_paths import local_path, new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from logitcask_schemas.api.objects import Failure
 
 
 def place_of(cask: str, work: Path | None, errors: Path | None = None) -> tuple[Path | str, Path]:
@@ -56,3 +62,18 @@ def require_usable(place: Path | str, work: Path, errors: Path, corpus: Path, *,
             require_only_cask(str(place), (child.name for child in place.iterdir()))
     else:
         make_writable(place.parent, "--cask")
+
+
+def write_errors(path: Path, failures: "Iterable[Failure]") -> int:
+    """Write an errors file, a failure a line, or remove that of an earlier run where there are none; how many.
+
+    What is no file (/dev/null, a pipe) stays, and so does a link, such as /dev/stderr.
+    """
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for failure in failures:
+            file.write(f"{failure.model_dump_json()}\n")
+            count += 1
+    if not count and path.is_file() and not path.is_symlink():
+        path.unlink()
+    return count

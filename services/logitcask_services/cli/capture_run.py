@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +10,9 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from logitcask_schemas.api.objects import Failure
 from logitcask_schemas.errors import StoreError
 from logitcask_schemas.terminal import counted
+from logitcask_services.cli.capture_places import write_errors
 from logitcask_services.cli.connection import lines_or_documents, say
 from logitcask_services.jobs.executors.chunk_orders import CaptureJob, ChunkDone, WorkerPool
 from logitcask_services.jobs.executors.corpus_capture import (
@@ -185,18 +185,3 @@ class _Lines:
         if time.monotonic() >= self._next:
             say(self._console, f"{self._done:,} of {counted(self._total, 'token')}")
             self._next = time.monotonic() + LINE_SECONDS
-
-
-def write_errors(path: Path, failures: Iterable[Failure]) -> int:
-    """Write an errors file, a failure a line, or remove that of an earlier run where there are none; how many.
-
-    What is no file (/dev/null, a pipe) stays, and so does a link, such as /dev/stderr.
-    """
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for failure in failures:
-            file.write(f"{failure.model_dump_json()}\n")
-            count += 1
-    if not count and path.is_file() and not path.is_symlink():
-        path.unlink()
-    return count

@@ -12,7 +12,7 @@ from logitcask_consumer.config import TrainConfig
 from logitcask_consumer.report.config import ReportConfig
 from logitcask_consumer.report.counted_work import CountedWork
 from logitcask_consumer.report.make_report import make_report
-from logitcask_consumer.report.opened_models import OpenedModels, free_bytes
+from logitcask_consumer.report.readers import OpenedModels, free_bytes
 from logitcask_consumer.student.loading import load_model
 from logitcask_consumer.training.run import train
 from tests.support.consumer.cask_builder import build_cask, random_documents, save_teacher, tiny_model, tiny_tokenizer

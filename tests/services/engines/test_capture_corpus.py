@@ -9,7 +9,7 @@ import pytest
 from logitcask_schemas.cask import Cask
 from logitcask_schemas.cli.main import main
 from logitcask_services.cli import capture_corpus
-from logitcask_services.cli.capture_run import write_errors
+from logitcask_services.cli.capture_places import write_errors
 from tests.support.services.corpus_captures import files_of
 
 
